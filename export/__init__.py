@@ -1,0 +1,1 @@
+"""Compiles checkpoints to artifacts."""

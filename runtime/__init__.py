@@ -1,0 +1,1 @@
+"""Runs artifacts: batched, lossless tree speculation on ONNX Runtime."""
