@@ -1,0 +1,43 @@
+"""The Medusa heads' graph: hidden states in, each head's best tokens and their log-probabilities out.
+
+Input   hidden float [rows, hidden]   after the final norm, of each row's last committed token
+Outputs tokens int64 [rows, heads, top_k], logprobs float [rows, heads, top_k], best first
+
+Head h: x + SiLU(W x + b), once for each of its layers, then the vocabulary product; it predicts the token at offset
+2 + h (Cai et al., Medusa, 2024).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from export.config import ModelConfig
+from export.emitter import FLOAT, INT64, MICROSOFT, Emitter
+from export.heads import MedusaHeads
+from export.linear import linear
+
+
+def build_heads(
+    config: ModelConfig, heads: MedusaHeads, lm_head: Callable[[], np.ndarray], precision: str, top_k: int, directory: Path
+) -> None:
+    """Writes heads.onnx and heads.onnx.data; `lm_head` gives the base's [vocab, hidden] for heads without their own."""
+    with Emitter(directory / "heads.onnx") as emitter:
+        emit, const = emitter.node, emitter.constant
+        hidden = emitter.input("hidden", FLOAT, ["rows", config.hidden])
+        every = []
+        for h in range(heads.count):
+            emitter.scope, x = f"head_{h}/", hidden
+            for layer, (weight, bias) in enumerate(heads.resblock(h)):
+                inner = linear(emitter, x, f"head_{h}.{layer}", weight, bias, precision)
+                x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
+            own = heads.lm(h)
+            logits = linear(emitter, x, f"head_{h}.lm", lm_head() if own is None else own, None, precision)
+            every.append(emit("Unsqueeze", logits, const([1])))
+        emitter.scope = ""
+        logits = emit("Concat", *every, axis=1)  # [rows, heads, vocab]
+        best, _ = emitter.nodes("TopK", logits, const([top_k]), names=("", "tokens"), axis=-1)
+        emit("Sub", best, emit("ReduceLogSumExp", logits, const([-1]), keepdims=1), name="logprobs")
+        emitter.output("tokens", INT64, ["rows", heads.count, top_k])
+        emitter.output("logprobs", FLOAT, ["rows", heads.count, top_k])
+        emitter.save("heads")

@@ -1,0 +1,47 @@
+"""One linear layer in each precision: y = x W^T + b over packed tokens.
+
+fp32: MatMul. int8: W8A8 per token and output channel. int4: MatMulNBits. Operators and their measured speed:
+docs/decisions/0002-linear-layers.md.
+"""
+
+import numpy as np
+
+from export import quantize
+from export.emitter import MICROSOFT, Emitter
+
+INT4_BLOCK = 32
+INT4_ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
+
+
+def linear(emitter: Emitter, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None, precision: str) -> str:
+    """x [tokens, in], weight [out, in] float32 -> [tokens, out]."""
+    if precision == "fp32":
+        y = emitter.node("MatMul", x, emitter.weight(name, weight.T))
+    elif precision == "int8":
+        y = _int8(emitter, x, name, weight)
+    else:
+        packed, scale = quantize.int4(weight, INT4_BLOCK)
+        y = emitter.node(
+            "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), domain=MICROSOFT,
+            K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK, accuracy_level=INT4_ACCURACY,
+        )  # fmt: skip
+    return y if bias is None else emitter.node("Add", y, emitter.weight(f"{name}.bias", bias))
+
+
+def _int8(emitter: Emitter, x: str, name: str, weight: np.ndarray) -> str:
+    """u8 activations (zero point 128) by s8 weights: the pair that reaches the AMX and VNNI kernels.
+
+    A token that is all zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
+    """
+    levels, scale = quantize.int8(weight)
+    zero, one = emitter.constant(128, np.uint8), emitter.constant(1, np.float32)
+    largest = emitter.node("ReduceMax", emitter.node("Abs", x), emitter.constant([-1]), keepdims=1)
+    token_scale = emitter.node("Mul", largest, emitter.constant(1 / 127, np.float32))
+    quantized = emitter.node("QuantizeLinear", emitter.node("Div", x, token_scale), one, zero)
+    product = emitter.node(
+        "MatMulIntegerToFloat", quantized, emitter.weight(name, levels), one, emitter.weight(f"{name}.scale", scale), zero,
+        domain=MICROSOFT,
+    )  # fmt: skip
+    return emitter.node("Mul", product, token_scale)
+
+

@@ -1,0 +1,129 @@
+"""The ragged graph form on ONNX Runtime's CPU provider, with its key-value cache in place.
+
+One anonymous mapping holds keys and values of all layers: untouched pages take no memory, and a freed row's pages go
+back to the system. ONNX Runtime reads and writes this memory itself: the same buffer is bound as a cache input and as
+its output, which the Scan's body and GroupQueryAttention then leave where it is.
+"""
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime.errors import ArtifactError
+from runtime.manifest import Manifest
+from runtime.session import Batch, Draft, Result
+
+PROVIDER = "CPUExecutionProvider"
+STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
+
+
+class RaggedSession:
+    """One artifact loaded for `rows` rows; `threads` 0 lets ONNX Runtime use every core."""
+
+    provider = PROVIDER
+
+    def __init__(self, directory: Path, manifest: Manifest, rows: int, threads: int = 0) -> None:
+        self.manifest = manifest
+        self._decoder = _load(directory / "decoder.onnx", threads)
+        self._heads = _load(directory / "heads.onnx", threads) if manifest.medusa_heads else None
+        self._check(directory)
+        m = manifest
+        self._shape = (2 * m.layers, rows, m.kv_heads, m.capacity, m.head_dim)
+        self._memory = mmap.mmap(-1, int(np.prod(self._shape)) * 4)
+        # [layers x (key, value), rows, kv_heads, capacity, head_dim]
+        self.cache = np.frombuffer(self._memory, np.float32).reshape(self._shape)
+        self._state = np.zeros((rows, m.hidden), np.float32)  # each row's hidden state after its last commit
+        self._logits = np.empty((0, m.vocab), np.float32)
+        self._hidden = np.empty((0, m.hidden), np.float32)
+        self._argmax = np.empty(0, np.int64)
+        self._bindings: dict[int, ort.IOBinding] = {}  # by the number of rows in use
+
+    def run(self, batch: Batch) -> Result:
+        rows, wanted = len(batch.length), len(batch.wanted)
+        if (binding := self._bindings.get(rows)) is None:
+            binding = self._bindings[rows] = self._bind_cache(rows)
+        if wanted > len(self._argmax):
+            self._logits = np.empty((wanted, self.manifest.vocab), np.float32)
+            self._hidden = np.empty((wanted, self.manifest.hidden), np.float32)
+            self._argmax = np.empty(wanted, np.int64)
+        for name in STEP_INPUTS:
+            binding.bind_cpu_input(name, getattr(batch, name))
+        for name, buffer in (("logits", self._logits), ("hidden", self._hidden), ("argmax", self._argmax)):
+            shape = (wanted, *buffer.shape[1:])
+            binding.bind_output(name, "cpu", 0, buffer.dtype, shape, buffer.ctypes.data)
+        self._decoder.run_with_iobinding(binding)
+        return Result(self._argmax[:wanted], self._logits[:wanted])
+
+    def heads(self, rows: list[int]) -> Draft:
+        if self._heads is None:
+            raise ArtifactError(f"artifact {self.manifest.name} has no heads: export it again with --heads")
+        tokens, logprobs = self._heads.run(["tokens", "logprobs"], {"hidden": self._state[rows]})
+        return Draft(tokens, logprobs)
+
+    def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
+        if path[-1] != len(path) - 1:  # some accepted node does not lie in its place
+            out = next(i for i, slot in enumerate(path) if slot != i)
+            cache = self.cache[:, row]
+            cache[:, :, length + out : length + len(path)] = cache[:, :, [length + slot for slot in path[out:]]]
+        if last is not None:
+            self._state[row] = self._hidden[last]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.cache[:, target, :, :length] = self.cache[:, source, :, :length]
+        self._state[target] = self._state[source]
+
+    def release(self, row: int) -> None:
+        """Returns the row's whole pages to the system; they read as zeros from then on."""
+        size = self.cache[0, row].nbytes
+        for i in range(self._shape[0]):
+            begin = (i * self._shape[1] + row) * size
+            first, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > first:
+                self._memory.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+    def _bind_cache(self, rows: int) -> ort.IOBinding:
+        """Rows 0 .. rows-1 of every layer's keys and values, as input and as output."""
+        binding = self._decoder.io_binding()
+        shape = (rows, 1, *self._shape[2:])
+        for i in range(self._shape[0]):
+            name, address = f"{('key', 'value')[i % 2]}_{i // 2}", self.cache[i].ctypes.data
+            binding.bind_input(name, "cpu", 0, np.float32, shape, address)
+            binding.bind_output(f"new_{name}", "cpu", 0, np.float32, shape, address)
+        return binding
+
+    def _check(self, directory: Path) -> None:
+        """The graphs' real inputs and outputs against the manifest."""
+        m = self.manifest
+        cache = ["rows", 1, m.kv_heads, m.capacity, m.head_dim]
+        want: dict[str, list[int | str]] = {
+            "tokens": ["tokens"], "depth": ["tokens"], "length": ["rows"], "count": ["rows"],
+            "ancestors": ["rows", "nodes", "nodes"], "wanted": ["wanted"],
+            "logits": ["wanted", m.vocab], "argmax": ["wanted"], "hidden": ["wanted", m.hidden],
+        }  # fmt: skip
+        for i in range(m.layers):
+            want |= {f"{new}{part}_{i}": cache for new in ("", "new_") for part in ("key", "value")}
+        _compare(directory / "decoder.onnx", self._decoder, want)
+        if self._heads is not None:
+            best: list[int | str] = ["rows", m.medusa_heads, m.draft_top_k]
+            want = {"hidden": ["rows", m.hidden], "tokens": best, "logprobs": best}
+            _compare(directory / "heads.onnx", self._heads, want)
+
+
+def _load(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3  # errors: warnings are about the graph, which is ours
+    try:
+        return ort.InferenceSession(path, options, providers=[PROVIDER])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise ArtifactError(f"{path} does not load: {error}") from error
+
+
+def _compare(path: Path, session: ort.InferenceSession, want: dict[str, list[int | str]]) -> None:
+    have = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+    for name in want.keys() | have.keys():
+        if want.get(name) != have.get(name):
+            raise ArtifactError(f"{path}: {name} is {have.get(name)}, the manifest makes it {want.get(name)}: export again")

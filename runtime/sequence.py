@@ -1,0 +1,54 @@
+"""One request's tokens and where it stands."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from runtime.params import SamplingParams
+from runtime.text import TextStream
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Waiting (no row), then running in a row, then finished (a reason, no row).
+
+    `length` tokens of prompt and answer are committed to the cache. While it decodes that is all but the newest one,
+    the root of the next tree.
+    """
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    seed: int
+    nodes: int  # of its largest tree, the root included; 1 is plain decoding
+    limit: int  # tokens it may emit: max_tokens or what the context leaves
+    reserved: int  # bytes of keys and values set aside for it
+    stream: TextStream
+    tokens: list[int] = field(default_factory=list)  # emitted
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    row: int | None = None
+    length: int = 0
+    steps: int = 0  # decode steps
+    drafted: int = 0  # nodes below the root, over those steps
+    accepted: int = 0
+
+    @property
+    def prefilling(self) -> bool:
+        return self.length < len(self.prompt)
+
+    @property
+    def root(self) -> int:
+        return self.tokens[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step gave a sequence; the last one has a `finish_reason`."""
+
+    sequence: Sequence
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None
