@@ -1,0 +1,109 @@
+"""From a token's logits to its distribution, and from a seed to a token drawn from it.
+
+Functions of arrays: nothing here knows a model, a tree or a tokenizer. A draw takes one number from a counter-based
+generator, so it depends on (seed, choice, position) alone: not on the order of calls, the batch, or speculation.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import StepError
+from runtime.params import SamplingParams
+
+Ids = NDArray[np.int64]
+Probabilities = NDArray[np.float64]
+
+BLOCK = 256  # probabilities summed at once
+ONE = np.float64(1).view(np.int64)  # the bits of 1.0, the largest weight
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """The number in [0, 1) for output `position` of `choice`: Philox 4x64 (Salmon et al. 2011), 53 bits of it."""
+    key = np.array((seed, choice), np.uint64)
+    counter = np.array((position, 0, 0, 0), np.uint64)
+    return (int(np.random.Philox(key=key, counter=counter).random_raw()) >> 11) * 2.0**-53
+
+
+def distribution(logits: NDArray[np.floating], params: SamplingParams) -> tuple[Ids, Probabilities]:
+    """The tokens that may follow, ascending, and their probabilities, which sum to 1.
+
+    logits [vocab]. `top_k`, `top_p`, `min_p` cut in this order, each what the one before left; where equally probable
+    tokens stand at a cut, those of lower id stay. Raises StepError for logits without a finite maximum.
+    """
+    best = int(np.argmax(logits))  # the lowest id on ties; numpy counts NaN as the largest
+    peak = float(logits[best])
+    if not np.isfinite(peak):
+        raise StepError(f"the model's logits have the maximum {peak} at token {best}: it has to be finite")
+    if params.temperature == 0:
+        return np.array([best]), np.ones(1)
+    weights = logits.astype(np.float64)
+    weights -= peak
+    with np.errstate(over="ignore"):  # a tiny temperature sends far logits to -inf, which is right
+        weights /= params.temperature
+    np.exp(weights, out=weights)  # [vocab], the best is 1
+    ids = np.arange(weights.size)
+    if 0 < params.top_k < weights.size:
+        ids = _largest(weights, _kth(weights, params.top_k), params.top_k)
+        weights = weights[ids]
+    if params.top_p < 1:
+        kept = _nucleus(weights, params.top_p)
+        ids, weights = ids[kept], weights[kept]
+    if params.min_p > 0:
+        kept = np.flatnonzero(weights >= params.min_p)
+        ids, weights = ids[kept], weights[kept]
+    weights /= weights.sum()
+    return ids, weights
+
+
+def draw(logits: NDArray[np.floating], params: SamplingParams, seed: int, choice: int, position: int) -> int:
+    """The token at output `position` of `choice`: inverse CDF in vocabulary order; the argmax at temperature 0."""
+    ids, probabilities = distribution(logits, params)
+    if ids.size == 1:
+        return int(ids[0])
+    return int(ids[_invert(probabilities, uniform(seed, choice, position))])
+
+
+def _invert(probabilities: Probabilities, number: float) -> int:
+    """The first index whose cumulative probability exceeds `number`: first its block, then its place in the block."""
+    starts = np.arange(0, probabilities.size, BLOCK)
+    mass = np.cumsum(np.add.reduceat(probabilities, starts))
+    goal = number * mass[-1]  # below mass[-1], as number is below 1
+    block = int(np.searchsorted(mass, goal, side="right"))  # "right" passes over what has probability 0
+    inside = probabilities[starts[block] : starts[block] + BLOCK]
+    before = mass[block - 1] if block else 0.0
+    place = int(np.searchsorted(np.cumsum(inside), goal - before, side="right"))
+    if place == inside.size:  # the two sums of a block round differently
+        place = int(np.flatnonzero(inside)[-1])
+    return block * BLOCK + place
+
+
+def _largest(weights: Probabilities, floor: float, count: int) -> Ids:
+    """Indices, ascending, of the `count` largest weights, the last of which is `floor`."""
+    kept = weights > floor
+    level = np.flatnonzero(weights == floor)
+    kept[level[: count - np.count_nonzero(kept)]] = True
+    return np.flatnonzero(kept)
+
+
+def _kth(weights: Probabilities, k: int) -> float:
+    """The k-th largest weight. It is no less than the k-th largest maximum of blocks, so few weights are partitioned."""
+    block = weights.size // k
+    if block > 1:
+        maxima = np.maximum.reduceat(weights, np.arange(0, weights.size, block))
+        weights = weights[weights >= np.partition(maxima, -k)[-k]]
+    return float(np.partition(weights, -k)[-k])
+
+
+def _nucleus(weights: Probabilities, top_p: float) -> Ids:
+    """Indices, ascending, of the fewest largest weights that together reach `top_p` of the whole."""
+    goal = top_p * float(weights.sum())
+    # Weights below this bound weigh less than 1 - top_p together, so none of them is needed; half of it for rounding.
+    high = weights[weights >= 0.5 * (1 - top_p) * weights.sum() / weights.size]
+    # The leading bits of a float order as the floats do: find the bin where the goal is reached, and sort only that.
+    bins = (ONE - high.view(np.int64)) >> 46  # 64 bins for each power of two, the largest weights first
+    mass = np.cumsum(np.bincount(bins, weights=high))
+    last = min(int(np.searchsorted(mass, goal)), mass.size - 1)
+    inside = np.sort(high[bins == last])[::-1]
+    before = mass[last - 1] if last else 0.0
+    count = min(int(np.searchsorted(before + np.cumsum(inside), goal)) + 1, inside.size)
+    return _largest(weights, float(inside[count - 1]), np.count_nonzero(bins < last) + count)
