@@ -32,7 +32,7 @@ class RaggedSession:
         self._check(directory)
         m = manifest
         self._shape = (2 * m.layers, rows, m.kv_heads, m.capacity, m.head_dim)
-        self._memory = mmap.mmap(-1, int(np.prod(self._shape)) * 4)
+        self._memory = mmap.mmap(-1, int(np.prod(self._shape)) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # [layers x (key, value), rows, kv_heads, capacity, head_dim]
         self.cache = np.frombuffer(self._memory, np.float32).reshape(self._shape)
         self._state = np.zeros((rows, m.hidden), np.float32)  # each row's hidden state after its last commit

@@ -34,6 +34,10 @@ class Scheduler:
     def running(self) -> list[Sequence]:
         return [sequence for sequence in self.rows if sequence is not None]
 
+    @property
+    def free_rows(self) -> int:
+        return self._max_rows - len(self.running)
+
     def plan(self) -> Plan:
         """Admits what can be, closes the holes that finished sequences left, and shares out the prompt tokens."""
         tokens = self._chunk - sum(len(s.prompt) - s.length for s in self.running if s.prefilling)
@@ -54,7 +58,8 @@ class Scheduler:
         """Forgets a sequence; returns the row it had."""
         row = sequence.row
         if row is None:
-            self.waiting.remove(sequence)
+            if sequence in self.waiting:
+                self.waiting.remove(sequence)
             return None
         self.rows[row] = None
         self.kv_reserved -= sequence.reserved

@@ -1,0 +1,299 @@
+"""The engine: requests in, tokens out, one step at a time.
+
+    schedule -> heads + draft -> run decoder -> verify -> commit -> emit
+
+It owns the sequences and a session, and knows nothing of HTTP, threads or graph forms. One thread may use it.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from runtime.batch import Packer
+from runtime.errors import (
+    ArtifactError, ConfigurationError, ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError,
+)  # fmt: skip
+from runtime.manifest import Manifest
+from runtime.params import MAX_NODES, EngineConfig, SamplingParams
+from runtime.ragged import RaggedSession
+from runtime.sampling import draw
+from runtime.scheduler import Plan, Scheduler
+from runtime.sequence import FinishReason, Output, Sequence
+from runtime.session import Result, Session
+from runtime.stats import Stats
+from runtime.text import TextStream
+from runtime.tree import PUBLISHED_ACCURACY, Tree, Universe, lone
+from runtime.verify import verify
+
+log = logging.getLogger(__name__)
+
+# `speculation: "auto"`: the best fixed tree measured for the precision (nodes, the root included)
+AUTO_NODES = {"fp32": 16, "int8": 16, "int4": 16}
+PAGE_TOKENS = 16  # keys and values are reserved in runs of this many tokens
+
+
+class Engine:
+    def __init__(self, session: Session, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        manifest = session.manifest
+        if config.context > manifest.context:
+            raise ConfigurationError(f"context is {config.context}: {manifest.name} was exported for {manifest.context}")
+        self.config = replace(config, context=config.context or manifest.context)
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.session = session
+        self._scheduler = Scheduler(config.rows, config.chunk, config.kv_memory)
+        self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
+        self._universe = Universe(_accuracy(manifest), manifest.draft_top_k) if manifest.medusa_heads else None
+        self._stats = Stats()
+        self._ready: list[Output] = []  # of sequences that ended without a step
+        self._next_id = 0
+        self._in_session = 0.0  # seconds of this step
+
+    @classmethod
+    def from_artifact(cls, path: Path | str, config: EngineConfig | None = None) -> "Engine":
+        """Loads an artifact. Raises ArtifactError or ConfigurationError."""
+        config, directory = config or EngineConfig(), Path(path).resolve()
+        manifest = Manifest.read(directory, config.verify)
+        try:
+            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # the package raises bare Exception
+            raise ArtifactError(f"{directory / 'tokenizer.json'} does not load: {error}") from error
+        return cls(RaggedSession(directory, manifest, config.rows, config.threads), tokenizer, config)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._ready or self._scheduler.waiting or self._scheduler.running)
+
+    def add(self, prompt: Items[int], params: SamplingParams) -> Sequence:
+        """Queues a request. Raises PromptError, ContextError, MemoryBudgetError, ParameterError or QueueFullError."""
+        prompt = list(prompt)
+        self._check_prompt(prompt)
+        nodes = self._nodes(params)
+        if unknown := [t for t in params.stop_token_ids if t >= self.manifest.vocab]:
+            raise ParameterError(f"stop_token_ids has {unknown[0]}: the vocabulary ends at {self.manifest.vocab - 1}")
+        limit = min(params.max_tokens, self.config.context - len(prompt))
+        reserved = self._reservation(len(prompt), limit, nodes)
+        if len(self._scheduler.waiting) >= self.config.queue + self._scheduler.free_rows:
+            raise QueueFullError(f"{len(self._scheduler.waiting)} requests are waiting and the queue holds {self.config.queue}")
+        sequence = Sequence(
+            id=self._next_id,
+            prompt=prompt,
+            params=params,
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            nodes=nodes,
+            limit=limit,
+            reserved=reserved,
+            stream=TextStream(self.tokenizer, params.stop),
+        )
+        self._next_id += 1
+        if limit == 0:
+            self._ready.append(self._finish(sequence, "length"))
+        else:
+            self._scheduler.waiting.append(sequence)
+        return sequence
+
+    def abort(self, sequence: Sequence) -> Output | None:
+        """Ends a request early and frees its row; None if it had ended already."""
+        if sequence.finish_reason is not None:
+            return None
+        return self._finish(sequence, "abort")
+
+    def step(self) -> list[Output]:
+        """One step over all running sequences: what each of them was given. Does nothing when there is no work."""
+        begin = time.perf_counter()
+        outputs, self._ready, self._in_session = self._ready, [], 0.0
+        plan = self._scheduler.plan()
+        for source, target, length in plan.moves:
+            self.session.copy(source, target, length)
+            self.session.release(source)
+        if plan.sequences:
+            outputs += self._step(plan)
+            self._stats.steps += 1
+            self._stats.session_seconds += self._in_session
+            self._stats.host_seconds += time.perf_counter() - begin - self._in_session
+        return outputs
+
+    def generate(self, prompts: Iterable[Items[int]], params: SamplingParams) -> list[Sequence]:
+        """Answers all prompts and returns their finished sequences, in order."""
+        sequences = [self.add(prompt, params) for prompt in prompts]
+        while any(sequence.finish_reason is None for sequence in sequences):
+            self.step()
+        return sequences
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, and what is in use now. Times are in seconds, memory in bytes."""
+        s, scheduler, m = self._stats, self._scheduler, self.manifest
+        return {
+            "model": m.name, "precision": m.precision, "form": m.form, "provider": self.session.provider,
+            "rows": self.config.rows, "rows_in_use": len(scheduler.running),
+            "waiting": len(scheduler.waiting), "queue": self.config.queue,
+            "kv_bytes_reserved": scheduler.kv_reserved, "kv_bytes_limit": scheduler.kv_limit,
+            "steps": s.steps, "failed_steps": s.failed_steps, "tokens": s.tokens, "prefilled": s.prefilled,
+            "drafted": s.drafted, "accepted": s.accepted,
+            "drafted_by_depth": list(s.drafted_by_depth), "accepted_by_depth": list(s.accepted_by_depth),
+            "tokens_per_step": s.decoded_tokens / s.decoded_rows if s.decoded_rows else None,
+            "session_seconds": s.session_seconds, "host_seconds": s.host_seconds, "finished": dict(s.finished),
+        }  # fmt: skip
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where rows, budget and sequences contradict each other."""
+        self._scheduler.check_integrity()
+        for sequence in self._scheduler.running:
+            total = len(sequence.prompt) + len(sequence.tokens)
+            assert sequence.length < total, "the cache is ahead of the text"
+            assert sequence.prefilling or sequence.length == total - 1, "the cache lags behind the text"
+            assert len(sequence.tokens) < sequence.limit, "a sequence outlived its limit"
+
+    def _step(self, plan: Plan) -> list[Output]:
+        try:
+            trees = self._draft(plan)
+            works: list[tuple[int, list[int] | Tree]] = [
+                (s.length, tree or s.prompt[s.length : s.length + n])
+                for s, n, tree in zip(plan.sequences, plan.prefill, trees, strict=True)
+            ]
+            batch, first = self._packer.pack(works)
+            began = time.perf_counter()
+            result = self.session.run(batch)
+            self._in_session += time.perf_counter() - began
+        except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
+            log.exception("a step of %d sequences failed", len(plan.sequences))
+            self._stats.failed_steps += 1
+            return [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
+        outputs = []
+        for s, n, tree, at in zip(plan.sequences, plan.prefill, trees, first, strict=True):
+            output = self._prefilled(s, n, result, at) if tree is None else self._decoded(s, tree, result, at)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _draft(self, plan: Plan) -> list[Tree | None]:
+        """A tree for each row that decodes; None for a row that prefills."""
+        trees: list[Tree | None] = []
+        asked = []
+        for sequence, prefill in zip(plan.sequences, plan.prefill, strict=True):
+            trees.append(None if prefill else lone(sequence.root))
+            # with one token left there is nothing to gain
+            if not prefill and sequence.nodes > 1 and sequence.limit - len(sequence.tokens) > 1:
+                asked.append(sequence)
+        if asked:
+            assert self._universe is not None
+            began = time.perf_counter()
+            draft = self.session.heads([s.row for s in asked])  # type: ignore[misc]  # they all have rows
+            self._in_session += time.perf_counter() - began
+            grown = self._universe.grow([s.root for s in asked], draft.tokens, draft.logprobs, [s.nodes for s in asked])
+            for sequence, tree in zip(asked, grown, strict=True):
+                assert sequence.row is not None
+                trees[sequence.row] = tree
+        return trees
+
+    def _prefilled(self, s: Sequence, n: int, result: Result, at: int) -> Output | None:
+        """Commits a chunk of prompt; the last one gives the first token."""
+        assert s.row is not None
+        self._stats.prefilled += n
+        done = s.length + n == len(s.prompt)
+        self.session.commit(s.row, s.length, list(range(n)), at if done else None)
+        s.length += n
+        return self._emit(s, [self._choose(s, result, at, 0)]) if done else None
+
+    def _decoded(self, s: Sequence, tree: Tree, result: Result, at: int) -> Output:
+        """Verifies a tree, emits what the model agrees with, and commits it unless the sequence ends."""
+        assert s.row is not None
+        path, emitted = verify(tree, lambda node, t: self._choose(s, result, at + node, t))
+        before = len(s.tokens)
+        output = self._emit(s, emitted)
+        kept = len(s.tokens) - before
+        accepted = min(len(path) - 1, kept)
+        s.steps += 1
+        s.drafted += len(tree.tokens) - 1
+        s.accepted += accepted
+        self._stats.count_tree(tree, accepted, kept)
+        if s.row is not None:
+            self.session.commit(s.row, s.length, path, at + path[-1])
+            s.length += len(path)
+        return output
+
+    def _choose(self, s: Sequence, result: Result, node: int, t: int) -> int:
+        """The model's own token after a node, the t-th of this step."""
+        if s.params.temperature == 0:
+            return int(result.argmax[node])
+        return draw(result.logits[node], s.params, s.seed, 0, len(s.tokens) + t)
+
+    def _emit(self, s: Sequence, tokens: list[int]) -> Output:
+        """Appends tokens up to the first that ends the sequence."""
+        before, pieces, reason = len(s.tokens), [], None
+        for token in tokens:
+            s.tokens.append(token)
+            if (token in self.manifest.eos and not s.params.ignore_eos) or token in s.params.stop_token_ids:
+                reason = "stop"
+                break
+            piece, stopped = s.stream.push(token)
+            pieces.append(piece)
+            if stopped:
+                reason = "stop"
+                break
+            if len(s.tokens) == s.limit:
+                reason = "length"
+                break
+        text = "".join(pieces)
+        s.text += text
+        new = tuple(s.tokens[before:])
+        self._stats.tokens += len(new)
+        if reason is None:
+            return Output(s, new, text, None)
+        end = self._finish(s, "stop" if reason == "stop" else "length")
+        return Output(s, new, text + end.text, end.finish_reason)
+
+    def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
+        """Ends a sequence and frees what it held; the text held back for a stop string comes out."""
+        text = s.stream.flush()
+        s.text += text
+        if (row := self._scheduler.remove(s)) is not None:
+            self.session.release(row)
+        s.finish_reason, s.error = reason, error
+        self._stats.finished[reason] += 1
+        return Output(s, (), text, reason)
+
+    def _check_prompt(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise PromptError("the prompt is empty: it has to have at least one token")
+        for i, token in enumerate(prompt):
+            if not isinstance(token, int | np.integer) or not 0 <= token < self.manifest.vocab:
+                raise PromptError(f"token {i} of the prompt is {token!r}: the vocabulary is 0 to {self.manifest.vocab - 1}")
+        if len(prompt) > self.config.context:
+            raise ContextError(f"the prompt has {len(prompt)} tokens, the context {self.config.context}")
+
+    def _nodes(self, params: SamplingParams) -> int:
+        if params.speculation == "off":
+            return 1
+        if self._universe is None:
+            if params.speculation != "auto":
+                raise ParameterError(f"speculation is {params.speculation}: {self.manifest.name} was exported without heads")
+            return 1
+        return AUTO_NODES[self.manifest.precision] if params.speculation == "auto" else int(params.speculation)
+
+    def _reservation(self, prompt: int, limit: int, nodes: int) -> int:
+        """Bytes of keys and values a request may come to need."""
+        tokens = -(-(prompt + limit + nodes) // PAGE_TOKENS) * PAGE_TOKENS
+        need = tokens * self.manifest.kv_bytes
+        if need > self.config.kv_memory:
+            raise MemoryBudgetError(
+                f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {tokens} x {self.manifest.kv_bytes}"
+                f" bytes = {need} of keys and values, the budget is {self.config.kv_memory}: ask for fewer tokens"
+            )
+        return need
+
+
+def _accuracy(manifest: Manifest) -> Items[Items[float]]:
+    """The heads' measured accuracies, else the published ones, the last repeated for further heads."""
+    if manifest.head_accuracy is not None:
+        return manifest.head_accuracy
+    known = PUBLISHED_ACCURACY[: manifest.medusa_heads]
+    return known + known[-1:] * (manifest.medusa_heads - len(known))
