@@ -106,4 +106,4 @@ def _nucleus(weights: Probabilities, top_p: float) -> Ids:
     inside = np.sort(high[bins == last])[::-1]
     before = mass[last - 1] if last else 0.0
     count = min(int(np.searchsorted(before + np.cumsum(inside), goal)) + 1, inside.size)
-    return _largest(weights, float(inside[count - 1]), np.count_nonzero(bins < last) + count)
+    return _largest(weights, float(inside[count - 1]), int(np.count_nonzero(bins < last)) + count)
