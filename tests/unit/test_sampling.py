@@ -105,6 +105,26 @@ def test_a_draw_is_the_inverse_of_the_cumulative_distribution() -> None:
         assert draw(logits, SamplingParams(temperature=1.0), 1, 2, position) == expected
 
 
+@pytest.mark.parametrize("vocab", [4, 1024])  # 1024: the cumulative sum is taken in blocks
+def test_a_draw_on_the_boundary_between_tokens(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token owns its lower boundary, and a token of probability 0 owns nothing."""
+    logits = np.full(vocab, -math.inf, np.float32)
+    possible = [vocab // 4 * i + 1 for i in range(4)]
+    logits[possible] = 0
+    for number, token in [(0.0, 0), (0.2499, 0), (0.25, 1), (0.5, 2), (0.75, 3), (1 - 2**-53, 3)]:
+        monkeypatch.setattr("runtime.sampling.uniform", lambda *_, number=number: number)
+        assert draw(logits, SamplingParams(temperature=1.0), 0, 0, 0) == possible[token]
+
+
+def test_a_large_vocabulary() -> None:
+    logits = np.random.default_rng(4).normal(size=32_000).astype(np.float32) * 4
+    weights = np.exp(logits.astype(np.float64))
+    mass = np.cumsum(weights / weights.sum())
+    for position in range(100):
+        expected = int(np.searchsorted(mass, uniform(3, 0, position)))
+        assert draw(logits, SamplingParams(temperature=1.0), 3, 0, position) == expected
+
+
 def test_greedy_takes_the_lowest_of_the_most_probable() -> None:
     logits = np.array([1, 3, 3, 2], np.float32)
     assert draw(logits, SamplingParams(), 0, 0, 0) == 1
