@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from runtime.batch import Packer
 from runtime.errors import (
     ArtifactError, ConfigurationError, ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError,
+    StepError,
 )  # fmt: skip
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
@@ -29,7 +30,7 @@ from runtime.scheduler import Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Result, Session
 from runtime.stats import Stats
-from runtime.text import TextStream
+from runtime.text import Pieces, TextStream
 from runtime.tree import PUBLISHED_ACCURACY, Tree, Universe, lone
 from runtime.verify import verify
 
@@ -48,6 +49,7 @@ class Engine:
         self.config = replace(config, context=config.context or manifest.context)
         self.manifest = manifest
         self.tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
         self.session = session
         self._scheduler = Scheduler(config.rows, config.chunk, config.kv_memory)
         self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
@@ -91,7 +93,7 @@ class Engine:
             nodes=nodes,
             limit=limit,
             reserved=reserved,
-            stream=TextStream(self.tokenizer, params.stop),
+            stream=TextStream(self._pieces, params.stop),
         )
         self._next_id += 1
         if limit == 0:
@@ -169,7 +171,10 @@ class Engine:
             return [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
         outputs = []
         for s, n, tree, at in zip(plan.sequences, plan.prefill, trees, first, strict=True):
-            output = self._prefilled(s, n, result, at) if tree is None else self._decoded(s, tree, result, at)
+            try:
+                output = self._prefilled(s, n, result, at) if tree is None else self._decoded(s, tree, result, at)
+            except StepError as error:  # its logits are no distribution; the other rows' may be
+                output = self._finish(s, "error", str(error))
             if output is not None:
                 outputs.append(output)
         return outputs

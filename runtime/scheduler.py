@@ -47,7 +47,7 @@ class Scheduler:
             tokens -= len(admitted.prompt)
         moves = self._close_holes()
         sequences = self.running
-        prefill = [min(len(s.prompt) - s.length, self._chunk) for s in sequences]
+        prefill = [max(0, min(len(s.prompt) - s.length, self._chunk)) for s in sequences]
         over = sum(prefill) - self._chunk
         if over > 0:  # only the newest may be cut short: those before it end their prompts in this step
             newest = max((i for i, n in enumerate(prefill) if n), key=lambda i: sequences[i].id)

@@ -1,0 +1,38 @@
+"""Packing: what is added to a row changes nothing for the nodes that count."""
+
+import numpy as np
+
+from runtime.batch import Packer
+from runtime.tree import Tree, lone
+
+TREE = Tree([7, 8, 9], [-1, 0, 0], np.array([0, 1, 1]), np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]], bool))
+
+
+def test_rows_are_packed_side_by_side() -> None:
+    batch, first = Packer(exact=True, even=False, widest=8).pack([(5, TREE), (0, [1, 2, 3, 4]), (9, lone(6))])
+    assert batch.tokens.tolist() == [7, 8, 9, 1, 2, 3, 4, 6, 6]
+    assert batch.depth.tolist() == [0, 1, 1, 0, 1, 2, 3, 0, 1]
+    assert batch.length.tolist() == [5, 0, 9] and batch.count.tolist() == [3, 4, 2]
+    assert batch.wanted.tolist() == [0, 1, 2, 6, 7] and first == [0, 3, 4]
+    assert np.array_equal(batch.ancestors[0, :3, :3], TREE.ancestors)
+    assert np.array_equal(batch.ancestors[1], np.tri(4, dtype=bool))
+    assert not batch.ancestors[2, 0, 1], "a node sees what was added to its row"
+
+
+def test_a_single_query_is_padded_to_two_only_when_exact() -> None:
+    batch, _ = Packer(exact=True, even=False, widest=8).pack([(5, lone(6))])
+    assert batch.count.tolist() == [2] and batch.wanted.tolist() == [0, 0]
+    batch, _ = Packer(exact=False, even=True, widest=8).pack([(5, lone(6))])
+    assert batch.count.tolist() == [1] and batch.wanted.tolist() == [0]
+
+
+def test_an_odd_step_gets_one_token_more_when_asked() -> None:
+    batch, first = Packer(exact=True, even=True, widest=8).pack([(5, lone(6)), (5, TREE)])
+    assert batch.count.tolist() == [2, 4] and len(batch.tokens) == 6
+    assert batch.wanted.tolist() == [0, 2, 3, 4] and first == [0, 1]
+    assert not batch.ancestors[1, :3, 3].any()
+
+
+def test_a_chunk_of_one_stays_a_chain() -> None:
+    batch, _ = Packer(exact=True, even=False, widest=8).pack([(0, [4])])
+    assert np.array_equal(batch.ancestors[0], np.tri(2, dtype=bool)) and batch.depth.tolist() == [0, 1]

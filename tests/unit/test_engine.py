@@ -1,0 +1,224 @@
+"""The engine on a fake model: whatever arrives, leaves or fails, every answer is plain decoding's."""
+
+import random
+
+import pytest
+
+from runtime.engine import Engine
+from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError
+from runtime.params import EngineConfig, SamplingParams
+from runtime.sampling import draw
+from runtime.sequence import Output, Sequence
+from tests.fake import EOS, VOCAB, FakeSession, fake_manifest, fake_tokenizer, plain
+
+RATE = 0.03
+
+
+def engine_of(session: FakeSession | None = None, **config: object) -> Engine:
+    values = {"rows": 4, "chunk": 8, "queue": 1000, "kv_memory": 1 << 20} | config
+    session = session or FakeSession(rows=int(values["rows"]), eos_rate=RATE)  # type: ignore[call-overload]
+    return Engine(session, fake_tokenizer(), EngineConfig(**values))  # type: ignore[arg-type]
+
+
+def expected(prompt: list[int], params: SamplingParams, context: int = 128) -> list[int]:
+    limit = min(params.max_tokens, context - len(prompt))
+    return plain(prompt, limit, RATE, lambda logits, t: draw(logits, params, params.seed or 0, 0, t))
+
+
+def run_to_end(engine: Engine) -> list[Output]:
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+        engine.check_integrity()
+    return outputs
+
+
+@pytest.mark.parametrize("speculation", ["off", 2, 4, 16, 63, 64, "auto"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_speculation_does_not_change_the_text(speculation: int | str, temperature: float) -> None:
+    engine = engine_of()
+    params = SamplingParams(max_tokens=40, temperature=temperature, seed=7, speculation=speculation)
+    prompts = [[5, 6, 7], [8], [9, 10] * 9, [11] * 30]
+    for sequence, prompt in zip(engine.generate(prompts, params), prompts, strict=True):
+        assert sequence.tokens == expected(prompt, params)
+    stats = engine.stats()
+    if speculation != "off":
+        assert stats["accepted"] > 0 and stats["tokens_per_step"] > 1.05
+        assert sum(stats["accepted_by_depth"]) == stats["accepted"]
+        assert sum(stats["drafted_by_depth"]) == stats["drafted"]
+    else:
+        assert stats["drafted"] == 0 and stats["tokens_per_step"] == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_arrivals_aborts_and_failures(seed: int) -> None:
+    """No row leaks, every sequence ends exactly once, and what was not disturbed is plain decoding's answer."""
+    rng = random.Random(seed)
+    session = FakeSession(rows=4, eos_rate=RATE, seed=seed, luck=rng.random())
+    engine = engine_of(session, chunk=rng.choice([2, 5, 16]), exact=rng.random() < 0.8, kv_memory=rng.choice([6000, 1 << 20]))
+    live: list[Sequence] = []
+    everyone: list[Sequence] = []
+    ends: dict[int, str] = {}
+    text: dict[int, str] = {}
+    tokens: dict[int, list[int]] = {}
+
+    def take(outputs: list[Output]) -> None:
+        for output in outputs:
+            key = output.sequence.id
+            assert key not in ends, "something after the end"
+            text[key] = text.get(key, "") + output.text
+            tokens.setdefault(key, []).extend(output.tokens)
+            if output.finish_reason:
+                ends[key] = output.finish_reason
+
+    for _ in range(150):
+        if rng.random() < 0.35:
+            prompt = [rng.randrange(3, VOCAB) for _ in range(rng.choice([1, 2, 3, 10, 40, 128]))]
+            params = SamplingParams(
+                max_tokens=rng.choice([1, 2, 5, 30, 200]),
+                temperature=rng.choice([0.0, 0.0, 0.7]),
+                seed=rng.randrange(100),
+                ignore_eos=rng.random() < 0.1,
+                speculation=rng.choice(["off", "auto", 2, 4, 16, 63]),
+            )
+            live.append(engine.add(prompt, params))
+            everyone.append(live[-1])
+        if live and rng.random() < 0.08 and (end := engine.abort(rng.choice(live))):
+            take([end])
+        if rng.random() < 0.02:
+            session.fail_next = rng.choice(["run", "heads"])
+        take(engine.step())
+        engine.check_integrity()
+        live = [s for s in live if s.finish_reason is None]
+    session.fail_next = None
+    take(run_to_end(engine))
+    assert sorted(ends) == [s.id for s in everyone]
+    assert (session.cache == -1).all(), "a row was not released"
+    assert engine.stats()["rows_in_use"] == 0 and engine.stats()["kv_bytes_reserved"] == 0
+    for sequence in everyone:
+        assert tokens.get(sequence.id, []) == sequence.tokens and text.get(sequence.id, "") == sequence.text
+        assert ends[sequence.id] == sequence.finish_reason
+        assert (sequence.error is not None) == (sequence.finish_reason == "error")
+        if not sequence.params.ignore_eos:
+            whole = expected(sequence.prompt, sequence.params)
+            if sequence.finish_reason in ("stop", "length"):
+                assert sequence.tokens == whole
+                assert (sequence.finish_reason == "stop") == (EOS in whole[-1:])
+            else:
+                assert sequence.tokens == whole[: len(sequence.tokens)]
+
+
+def test_first_come_first_served() -> None:
+    engine = engine_of(rows=2, chunk=4)
+    sequences = [engine.add([5 + i] * 6, SamplingParams(max_tokens=3, ignore_eos=True)) for i in range(6)]
+    first: list[int] = []
+    for output in run_to_end(engine):
+        if output.sequence.id not in first:
+            first.append(output.sequence.id)
+    assert first == [s.id for s in sequences]
+
+
+def test_prefill_shares_the_step_with_decoding() -> None:
+    engine = engine_of(chunk=8)
+    short = engine.add([5], SamplingParams(max_tokens=60, ignore_eos=True, speculation="off"))
+    engine.step()
+    engine.add([6] * 64, SamplingParams(max_tokens=1))
+    before = len(short.tokens)
+    for _ in range(8):
+        engine.step()
+    assert len(short.tokens) == before + 8
+
+
+def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
+    session = FakeSession(rows=2, eos_rate=0)
+    engine = engine_of(session, rows=2)
+    running = [engine.add([5, i], SamplingParams(max_tokens=20)) for i in range(6, 8)]
+    waiting = engine.add([5, 9], SamplingParams(max_tokens=4))
+    engine.step()
+    session.fail_next = "run"
+    ends = engine.step()
+    assert [(o.sequence, o.finish_reason) for o in ends] == [(s, "error") for s in running]
+    assert "told to fail" in (running[0].error or "")
+    run_to_end(engine)
+    assert waiting.finish_reason == "length" and engine.stats()["failed_steps"] == 1
+
+
+def test_a_sequence_that_ends_leaves_no_token_after_its_end() -> None:
+    """A tree may be accepted past the end token: what lies behind it is not emitted."""
+    engine = Engine(FakeSession(rows=1, eos_rate=0.2, luck=1.0), fake_tokenizer(), EngineConfig(rows=1))
+    for start in range(3, 60):
+        [sequence] = engine.generate([[start]], SamplingParams(max_tokens=50, speculation=32))
+        assert EOS not in sequence.tokens[:-1] and len(sequence.tokens) <= 50
+
+
+def test_stop_strings_and_stop_tokens_cut_the_answer() -> None:
+    engine = engine_of()
+    params = SamplingParams(max_tokens=40, ignore_eos=True, speculation=16)
+    [whole] = engine.generate([[5, 6, 7]], params)
+    stop = whole.text[10:13]
+    at = whole.text.index(stop)
+    cut_params = SamplingParams(max_tokens=40, ignore_eos=True, speculation=16, stop=(stop,))
+    [cut] = engine.generate([[5, 6, 7]], cut_params)
+    assert cut.text == whole.text[:at] and cut.finish_reason == "stop"
+    token = whole.tokens[20]
+    params = SamplingParams(max_tokens=40, ignore_eos=True, speculation=16, stop_token_ids=(token,))
+    [cut] = engine.generate([[5, 6, 7]], params)
+    assert cut.tokens == whole.tokens[: whole.tokens.index(token) + 1] and cut.finish_reason == "stop"
+
+
+def test_a_prompt_that_fills_the_context_ends_with_length() -> None:
+    engine = engine_of()
+    full, almost = engine.generate([[5] * 128, [5] * 127], SamplingParams(max_tokens=9, ignore_eos=True))
+    assert (full.finish_reason, full.tokens) == ("length", [])
+    assert (almost.finish_reason, len(almost.tokens)) == ("length", 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "error", "words"),
+    [
+        ([], {}, PromptError, "empty"),
+        ([VOCAB], {}, PromptError, "token 0 of the prompt is 97"),
+        ([5, -1], {}, PromptError, "token 1 of the prompt is -1"),
+        ([5] * 129, {}, ContextError, "129 tokens, the context 128"),
+        ([5], {"stop_token_ids": (VOCAB,)}, ParameterError, "stop_token_ids has 97"),
+        ([5] * 50, {"max_tokens": 60}, MemoryBudgetError, r"50 prompt tokens \+ 60 to emit \+ 16 tree nodes"),
+    ],
+)
+def test_what_can_never_be_served_is_refused(prompt: list[int], params: dict, error: type[Exception], words: str) -> None:
+    engine = engine_of(kv_memory=100 * 8)
+    with pytest.raises(error, match=words):
+        engine.add(prompt, SamplingParams(**params))
+    assert not engine.has_work
+
+
+def test_without_heads_speculation_is_refused_unless_auto() -> None:
+    engine = engine_of(FakeSession(fake_manifest(medusa_heads=0), eos_rate=RATE))
+    [sequence] = engine.generate([[5]], SamplingParams(max_tokens=5, ignore_eos=True))
+    assert sequence.drafted == 0 and len(sequence.tokens) == 5
+    with pytest.raises(ParameterError, match="without heads"):
+        engine.add([5], SamplingParams(speculation=8))
+
+
+def test_a_full_queue_refuses() -> None:
+    engine = engine_of(rows=2, queue=1)
+    for _ in range(3):
+        engine.add([5], SamplingParams(max_tokens=2))
+    with pytest.raises(QueueFullError, match="the queue holds 1"):
+        engine.add([5], SamplingParams(max_tokens=2))
+
+
+def test_abort_is_final() -> None:
+    engine = engine_of()
+    sequence = engine.add([5], SamplingParams(max_tokens=50, ignore_eos=True))
+    engine.step()
+    end = engine.abort(sequence)
+    assert end is not None and end.finish_reason == "abort" and engine.abort(sequence) is None
+    assert not engine.has_work and engine.stats()["rows_in_use"] == 0
+
+
+def test_unseeded_answers_differ_and_seeded_ones_do_not() -> None:
+    engine = engine_of()
+    same = engine.generate([[5]] * 3, SamplingParams(max_tokens=20, temperature=1.0, seed=3, ignore_eos=True))
+    assert len({tuple(s.tokens) for s in same}) == 1
+    free = engine.generate([[5]] * 3, SamplingParams(max_tokens=20, temperature=1.0, ignore_eos=True))
+    assert len({tuple(s.tokens) for s in free}) == 3
