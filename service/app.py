@@ -1,0 +1,159 @@
+"""The HTTP interface: routes, errors as JSON, and what happens when a client goes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from runtime.errors import GorgonError, NotReadyError
+from service.answer import Answer
+from service.engine_thread import EngineThread
+from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse
+
+if TYPE_CHECKING:
+    from runtime.sequence import Sequence
+
+PAGE = Path(__file__).with_name("page.html")
+RETRY_AFTER = "1"  # seconds: a step, or a load, is of that order
+
+T = TypeVar("T")
+router = APIRouter()
+
+
+def create_app(engine: EngineThread) -> FastAPI:
+    """The application around one engine, which it starts and stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await engine.close()
+
+    app = FastAPI(title="Gorgon", description="Batched, lossless tree speculation on ONNX Runtime.", lifespan=lifespan)
+    app.state.engine = engine
+    app.include_router(router)
+    app.add_exception_handler(GorgonError, _gorgon_error)
+    app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    return app
+
+
+@router.post(
+    "/generate",
+    response_model=GenerateResponse,
+    responses={status: {"model": ErrorResponse} for status in (400, 429, 500, 503)},
+)
+async def generate(body: GenerateRequest, http: Request) -> Response:
+    """The answer to a prompt or to messages, whole or, with `stream`, as server-sent events.
+
+    Each event is `data: {"text": …}` with the text of one step; the last has the fields of the whole answer, its text
+    empty, and `error` if the answer ended early.
+    """
+    engine: EngineThread = http.app.state.engine
+    prompts = engine.ready()
+    if body.messages is not None:
+        prompt = await asyncio.to_thread(prompts.chat, [message.model_dump() for message in body.messages])
+    else:
+        text = body.prompt or ""
+        prompt = await asyncio.to_thread(prompts.raw if body.raw else prompts.question, text)
+    answer = engine.submit(prompt, body.params)
+    try:
+        sequence = await unless_gone(answer.admitted(), http.receive)
+        if body.stream:
+            return EventStream(answer, sequence)
+        whole = await unless_gone(answer.whole(), http.receive)
+    except BaseException:
+        answer.cancel()
+        raise
+    return JSONResponse(GenerateResponse.of(whole, sequence).model_dump())
+
+
+@router.get("/health", responses={503: {"description": "loading, draining, or the engine has stopped"}})
+async def health(http: Request) -> JSONResponse:
+    """200 and the engine's figures when requests are taken, else 503 and why not."""
+    engine: EngineThread = http.app.state.engine
+    try:
+        engine.ready()
+    except NotReadyError as error:
+        return JSONResponse({"status": engine.status, "error": Failure.of(error).model_dump()}, error.status)
+    return JSONResponse({"status": engine.status, **engine.stats})
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    return HTMLResponse(PAGE.read_text("utf-8"))
+
+
+class EventStream(StreamingResponse):
+    """An admitted answer as server-sent events; gives its row back when the client goes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answer: Answer, sequence: "Sequence") -> None:
+        super().__init__(_events(answer, sequence), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with suppress(ClientDisconnect):
+                await unless_gone(self.stream_response(send), receive)
+        finally:
+            self._answer.cancel()
+
+
+async def _events(answer: Answer, sequence: "Sequence") -> AsyncIterator[str]:
+    try:
+        async for text in answer.texts():
+            yield _event({"text": text})
+        last = GenerateResponse.of("", sequence)
+    except GorgonError as error:
+        last = GenerateResponse.of("", sequence, error)
+    yield _event(last.model_dump())
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`; cancels it and raises ClientDisconnect once the client closes the connection."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GorgonError)
+    headers = {"Retry-After": RETRY_AFTER} if error.status in (429, 503) else None
+    return JSONResponse({"error": Failure.of(error).model_dump()}, error.status, headers)
+
+
+async def _invalid_body(http: Request, error: Exception) -> Response:
+    """FastAPI's detail without the input, which may be long, private, or (NaN, half a surrogate pair) not be JSON."""
+    assert isinstance(error, RequestValidationError)
+    detail = [{key: item[key] for key in ("type", "loc", "msg")} for item in error.errors()]
+    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+
+
+async def _gone(http: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it

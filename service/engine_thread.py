@@ -1,0 +1,198 @@
+"""The thread that owns the engine and every sequence, and the queues between it and the event loop.
+
+    event loop                              engine's thread
+    submit, cancel  ── inbox (commands) ──> add, abort      between any two steps, in order
+    Answer          <── told (calls) ────── step            one wake-up of the loop for all outputs of a step
+
+Nothing else touches the engine: it is not thread-safe, and a step would hold up the event loop.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import NotReadyError, QueueFullError, StepError
+from runtime.params import SamplingParams
+from service.answer import Answer
+from service.prompts import Prompts
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+    from runtime.sequence import Output
+
+JOIN_SECONDS = 5.0  # for the step that runs when the server stops
+
+logger = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Runs an engine for the event loop.
+
+    At most rows + queue requests live at a time. Each ends exactly once: by the engine, by a failure of the engine
+    itself, or by `end_all`.
+    """
+
+    def __init__(self, load: Callable[[], "Engine"]) -> None:
+        self.prompts: Prompts | None = None  # None: not loaded yet
+        self.error: Exception | None = None  # what ended the engine, if anything did
+        self.draining = False
+        self.stats: dict[str, Any] = {}  # as of the last step; replaced, never changed
+        self._load = load
+        self._limit = 0
+        self._live: set[Answer] = set()
+        self._answers: dict[int, Answer] = {}  # the engine's thread: by sequence id
+        self._told: list[Callable[[], None]] = []  # the engine's thread: what the loop hears next
+        self._inbox: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
+        self._closing = False
+        # A daemon: nothing can interrupt a load or a step, and the process may have to leave before they end.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # Called on the event loop's thread.
+
+    @property
+    def status(self) -> str:
+        """ "loading", "ready", "draining" or "failed"."""
+        if self.error is not None:
+            return "failed"
+        if self.draining:
+            return "draining"
+        return "loading" if self.prompts is None else "ready"
+
+    @property
+    def live(self) -> int:
+        """Requests that the engine still has to end."""
+        return len(self._live)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Ends what is live, and the thread after its step; a load is not waited for."""
+        self.end_all("the server has stopped")
+        self._closing = True
+        self._inbox.put(lambda engine: None)  # wakes it
+        await asyncio.to_thread(self._thread.join, 0.0 if self.prompts is None else JOIN_SECONDS)
+
+    def ready(self) -> Prompts:
+        """What turns bodies into prompts; raises NotReadyError unless requests are taken."""
+        reasons = {"loading": "the model is loading", "draining": "the server is stopping"}
+        if self.prompts is None or self.status != "ready":
+            raise NotReadyError(reasons.get(self.status, f"the engine has stopped: {self.error}"))
+        return self.prompts
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
+        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
+        self.ready()
+        if len(self._live) >= self._limit:
+            raise QueueFullError(
+                f"{len(self._live)} requests run or wait, which is all this server takes: try again later"
+            )
+        answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)))
+        self._live.add(answer)
+        self._inbox.put(partial(self._add, answer, prompt, params))
+        return answer
+
+    def end_all(self, reason: str) -> None:
+        """Ends every live request with NotReadyError, without waiting for the step that runs."""
+        for answer in self._live:
+            answer.cancel()
+            answer.end(NotReadyError(reason))
+        self._live.clear()
+
+    def _opened(self, prompts: Prompts, limit: int) -> None:
+        self.prompts = prompts
+        self._limit = limit
+        logger.info("ready: %(model)s, %(precision)s, %(provider)s, %(rows)d rows", self.stats)
+
+    def _failed(self, error: Exception) -> None:
+        self.error = error
+        for answer in self._live:
+            answer.end(StepError(f"the engine has stopped: {error}"))
+        self._live.clear()
+
+    def _ended(self, answer: Answer, error: Exception | None) -> None:
+        self._live.discard(answer)
+        answer.end(error)
+
+    # Called on the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            engine = self._load()
+            self.stats = engine.stats()
+            prompts = Prompts(engine.manifest, engine.tokenizer)
+        except Exception as error:  # the process ends with it
+            self._tell(self._failed, error)
+        else:
+            self._tell(self._opened, prompts, engine.config.rows + engine.config.queue)
+            try:
+                self._serve(engine)
+            except Exception as error:
+                logger.exception("the engine has stopped")
+                self._tell(self._failed, error)
+        self._flush()
+
+    def _serve(self, engine: "Engine") -> None:
+        self._flush()
+        while not self._closing:
+            self._obey(engine)
+            self._flush()  # a refusal does not wait for the step
+            if engine.has_work:
+                for output in engine.step():
+                    self._publish(output)
+            self.stats = engine.stats()
+            self._flush()
+
+    def _obey(self, engine: "Engine") -> None:
+        """Runs the commands that have come; with nothing to compute, sleeps until one does."""
+        if not engine.has_work:
+            self._inbox.get()(engine)
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            command(engine)
+
+    def _add(self, answer: Answer, prompt: Sequence[int], params: SamplingParams, engine: "Engine") -> None:
+        try:
+            sequence = engine.add(prompt, params)
+        except Exception as error:  # whatever it is, it is this request's: HTTP answers with its status or with 500
+            self._tell(self._ended, answer, error)
+        else:
+            answer.sequence = sequence
+            self._answers[sequence.id] = answer
+            self._tell(answer.admit)
+
+    def _abort(self, answer: Answer, engine: "Engine") -> None:
+        if answer.sequence is not None and (output := engine.abort(answer.sequence)) is not None:
+            self._publish(output)
+
+    def _publish(self, output: "Output") -> None:
+        sequence = output.sequence
+        answer = self._answers[sequence.id]
+        if output.text:
+            self._tell(answer.push, output.text)
+        if output.finish_reason is not None:
+            del self._answers[sequence.id]
+            error = StepError(sequence.error or "the step failed") if output.finish_reason == "error" else None
+            self._tell(self._ended, answer, error)
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        self._told.append(partial(call, *arguments))
+
+    def _flush(self) -> None:
+        """Wakes the event loop once for all that was told."""
+        if self._told and not self._loop.is_closed():
+            told, self._told = self._told, []
+            self._loop.call_soon_threadsafe(_call_all, told)
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()

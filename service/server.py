@@ -1,0 +1,86 @@
+"""The process around the application: its socket, its signals, and how it ends."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from runtime.errors import ConfigurationError
+from service.app import create_app
+from service.engine_thread import EngineThread
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+BACKLOG = 2048
+GRACE_SECONDS = 2.0  # for the last bytes of answers that have ended, once the server stops
+
+logger = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ConfigurationError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"cannot listen on {host} port {port}: {error}") from None
+
+
+def serve(load: Callable[[], "Engine"], listener: socket.socket, drain_seconds: float) -> None:
+    """Serves until a signal comes; returns when what ran has finished. Raises what loading the engine raised."""
+    engine = EngineThread(load)
+    Server(engine, drain_seconds).run(sockets=[listener])
+    if engine.prompts is None and engine.error is not None:
+        raise engine.error
+
+
+class Server(uvicorn.Server):
+    """Drains: after the first SIGTERM or Ctrl-C it finishes what runs, while new requests get 503.
+
+    It leaves when nothing runs any more, when `drain_seconds` have passed, or at the second signal; also when the
+    engine cannot be loaded. Requests that still run then end with an error.
+    """
+
+    def __init__(self, engine: EngineThread, drain_seconds: float) -> None:
+        options = uvicorn.Config(create_app(engine), log_config=None, access_log=False, lifespan="on", ws="none")
+        super().__init__(options)
+        self._engine = engine
+        self._drain_seconds = drain_seconds
+        self._leave_by: float | None = None
+        self._signals = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals += 1  # the rest is on_tick's: little is safe in a signal handler
+
+    async def on_tick(self, counter: int) -> bool:
+        leave = await super().on_tick(counter)
+        if self._engine.status == "failed" and self._engine.prompts is None:
+            return True
+        if self._signals and not self._engine.draining:
+            self._engine.draining = True
+            self._leave_by = time.monotonic() + self._drain_seconds
+            if self._engine.live:
+                logger.info(
+                    "finishing %d requests, at most %g s; stop again to leave now",
+                    self._engine.live,
+                    self._drain_seconds,
+                )
+        if self._leave_by is None:
+            return leave
+        return leave or self._signals > 1 or not self._engine.live or time.monotonic() >= self._leave_by
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._engine.end_all("the server has stopped before the answer was complete")
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._drop_connections)
+        await super().shutdown(sockets)
+
+    def _drop_connections(self) -> None:
+        """Clients that do not read, or never finished a request, do not keep the process."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
