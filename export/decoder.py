@@ -75,8 +75,8 @@ class _Decoder:
         normed, _ = self._norm(x, layer_out, "model.norm.weight")
         hidden = emit("Gather", normed, "wanted", axis=0, name="hidden")
         name = "model.embed_tokens.weight" if self.config.tied else "lm_head.weight"
-        logits = linear(self.emitter, hidden, "lm_head", self.tensor(name), None, lm_head_precision(self.precision))
-        emit("Identity", logits, name="logits")
+        precision = lm_head_precision(self.precision)
+        logits = linear(self.emitter, hidden, "lm_head", self.tensor(name), None, precision, result="logits")
         emit("ArgMax", logits, axis=-1, keepdims=0, name="argmax")
         self.emitter.output("logits", FLOAT, ["wanted", self.config.vocab])
         self.emitter.output("argmax", INT64, ["wanted"])

@@ -13,22 +13,25 @@ INT4_BLOCK = 32
 INT4_ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
 
 
-def linear(emitter: Emitter, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None, precision: str) -> str:
-    """x [tokens, in], weight [out, in] float32 -> [tokens, out]."""
+def linear(
+    emitter: Emitter, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None, precision: str, result: str = ""
+) -> str:
+    """x [tokens, in], weight [out, in] float32 -> [tokens, out], named `result` if that is given."""
+    product = "" if bias is not None else result
     if precision == "fp32":
-        y = emitter.node("MatMul", x, emitter.weight(name, weight.T))
+        y = emitter.node("MatMul", x, emitter.weight(name, weight.T), name=product)
     elif precision == "int8":
-        y = _int8(emitter, x, name, weight)
+        y = _int8(emitter, x, name, weight, product)
     else:
         packed, scale = quantize.int4(weight, INT4_BLOCK)
         y = emitter.node(
             "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), domain=MICROSOFT,
-            K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK, accuracy_level=INT4_ACCURACY,
+            name=product, K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK, accuracy_level=INT4_ACCURACY,
         )  # fmt: skip
-    return y if bias is None else emitter.node("Add", y, emitter.weight(f"{name}.bias", bias))
+    return y if bias is None else emitter.node("Add", y, emitter.weight(f"{name}.bias", bias), name=result)
 
 
-def _int8(emitter: Emitter, x: str, name: str, weight: np.ndarray) -> str:
+def _int8(emitter: Emitter, x: str, name: str, weight: np.ndarray, result: str) -> str:
     """u8 activations (zero point 128) by s8 weights: the pair that reaches the AMX and VNNI kernels.
 
     A token that is all zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
@@ -42,6 +45,6 @@ def _int8(emitter: Emitter, x: str, name: str, weight: np.ndarray) -> str:
         "MatMulIntegerToFloat", quantized, emitter.weight(name, levels), one, emitter.weight(f"{name}.scale", scale), zero,
         domain=MICROSOFT,
     )  # fmt: skip
-    return emitter.node("Mul", product, token_scale)
+    return emitter.node("Mul", product, token_scale, name=result)
 
 

@@ -1,0 +1,68 @@
+"""Bit-equal results: batch against single, chunked against whole prefill, trees whose accepted path lies first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.tree import lone
+from tests.parity.paths import ROWS, Model, random_tree
+
+PRECISIONS = ("fp32", "int8", "int4")
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def model(request: pytest.FixtureRequest, demo_artifact: Callable[[str], Path]) -> Model:
+    return Model.load(demo_artifact(request.param))
+
+
+@pytest.fixture(scope="module")
+def texts(model: Model) -> list[tuple[list[int], list[int], np.ndarray]]:
+    """Prompts, continuations, and the logits of running each alone: one chunk, then token by token."""
+    rng = np.random.default_rng(0)
+    vocab = model.session.manifest.vocab
+    pairs = [(rng.integers(3, vocab, n).tolist(), rng.integers(3, vocab, 7).tolist()) for n in (1, 2, 3, 11, 32, 63, 64, 200)]
+    return [(prompt, after, model.plain(prompt, after)) for prompt, after in pairs]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 16, 50])
+def test_chunked_prefill(model: Model, texts: list, chunk: int) -> None:
+    for prompt, _, want in texts:
+        for at in range(0, len(prompt), chunk):
+            [got] = model.run([(at, prompt[at : at + chunk])])
+        assert np.array_equal(got[0], want[0])
+
+
+def test_batch_against_single(model: Model, texts: list) -> None:
+    got = model.prefill([prompt for prompt, _, _ in texts])
+    assert all(np.array_equal(g, want[0]) for g, (_, _, want) in zip(got, texts, strict=True))
+    for i in range(7):
+        rows = model.run([(len(prompt) + i, lone(after[i])) for prompt, after, _ in texts])
+        assert all(np.array_equal(row[0], want[i + 1]) for row, (_, _, want) in zip(rows, texts, strict=True))
+        for row, (prompt, _, _) in enumerate(texts):
+            model.session.commit(row, len(prompt) + i, [0], row)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_trees_whose_path_lies_first(model: Model, texts: list, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vocab = model.session.manifest.vocab
+    model.prefill([prompt for prompt, _, _ in texts])
+    sizes = rng.integers(7, 65, ROWS)
+    trees = [random_tree(rng, after, n, vocab, True)[0] for (_, after, _), n in zip(texts, sizes, strict=True)]
+    together = model.run([(len(prompt), tree) for (prompt, _, _), tree in zip(texts, trees, strict=True)])
+    for row, (_, after, want) in zip(together, texts, strict=True):
+        assert np.array_equal(row[: len(after)], want[1:])
+
+
+def test_a_prefill_chunk_beside_trees(model: Model, texts: list) -> None:
+    rng = np.random.default_rng(9)
+    vocab = model.session.manifest.vocab
+    model.prefill([prompt for prompt, _, _ in texts[:7]])
+    trees = [random_tree(rng, after, 16, vocab, True)[0] for _, after, _ in texts[:7]]
+    works = [(len(prompt), tree) for (prompt, _, _), tree in zip(texts[:7], trees, strict=True)]
+    rows = model.run([*works, (0, texts[7][0])])
+    assert np.array_equal(rows[7][0], texts[7][2][0])
+    for row, (_, after, want) in zip(rows, texts[:7], strict=False):
+        assert np.array_equal(row[: len(after)], want[1:])
