@@ -1,0 +1,81 @@
+# `make help` lists what there is. Everything is installed into .venv; what is there already is not installed again.
+
+PYTHON ?= python3
+PRECISION ?= int8
+PORT ?= 8000
+ARTIFACT ?= artifacts/demo-$(PRECISION)
+CHECKPOINT ?=
+HEADS ?=
+NAME ?= $(notdir $(patsubst %/,%,$(CHECKPOINT)))-$(PRECISION)
+
+PY := .venv/bin/python
+INSTALL := $(PY) -m pip install --constraint constraints.txt --editable
+DEMO := export/demo/model
+DEMO_HEADS := $(DEMO)/medusa_lm_head.safetensors
+PACKAGES := pyproject.toml constraints.txt
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help serve export bench test test-full lint format demo-model
+
+help: ## list the targets and their variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make serve      ARTIFACT=artifacts/NAME PORT=8000     another model, another port"
+	@echo "  make export     CHECKPOINT=DIR HEADS=PATH PRECISION=fp32|int8|int4 NAME=NAME"
+	@echo "  make bench      ARTIFACT=artifacts/NAME"
+
+serve: .venv/.serve | $(if $(filter artifacts/demo-%,$(ARTIFACT)),$(ARTIFACT)/manifest.json) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
+	@exec $(PY) -m service --artifact $(ARTIFACT) --port $(PORT)
+
+artifacts/demo-%/manifest.json: $(DEMO)/model.safetensors $(DEMO_HEADS) | .venv/.serve
+	$(PY) -m export $(DEMO) --heads $(DEMO_HEADS) --precision $* --out artifacts/demo-$*
+
+export: .venv/.serve ## turn CHECKPOINT (and HEADS) into artifacts/NAME
+	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=DIR [HEADS=PATH] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
+	@needs=$$($(PY) -m export.needs $(HEADS)) && if [ -n "$$needs" ]; then $(MAKE) --no-print-directory .venv/.$$needs; fi
+	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
+
+bench: .venv/.bench | $(if $(filter artifacts/demo-%,$(ARTIFACT)),$(ARTIFACT)/manifest.json) ## measure ARTIFACT, plain against speculative
+	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) --prompts export/demo/data.jsonl \
+	    --template "What does {name} do?" --without heldout --speculation off,4,16 --concurrency 1,8
+
+test: .venv/.test ## run the tests, minutes
+	$(PY) -m pytest -m "not slow"
+
+test-full: .venv/.test ## run all tests, the long ones too
+	$(PY) -m pytest
+
+lint: .venv/.test ## check format, style and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: .venv/.test ## put the code into the format that lint checks
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+demo-model: .venv/.export ## train the demo model again, from data to heads (90 minutes on 2 cores; goes on if interrupted)
+	$(PY) -m export.demo
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Gorgon needs 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.serve: $(PACKAGES) | .venv/.made
+	$(INSTALL) ".[serve]"
+	@touch $@
+
+.venv/.export: $(PACKAGES) | .venv/.made
+	$(INSTALL) ".[serve,export]"
+	@touch $@
+
+.venv/.bench: $(PACKAGES) | .venv/.made
+	$(INSTALL) ".[serve,bench]"
+	@touch $@
+
+.venv/.test: $(PACKAGES) | .venv/.made
+	$(INSTALL) ".[serve,export,bench,test]"
+	@touch $@ .venv/.serve .venv/.export .venv/.bench
