@@ -86,7 +86,7 @@ def test_uniform_numbers_depend_on_their_key_alone() -> None:
 
 
 def test_uniform_numbers_stay_what_they_are() -> None:
-    """A seeded answer stays the same text in later versions: these come from numpy's Philox, counter and key as here."""
+    """A seeded answer stays the same text in later versions: numpy's Philox, counter and key as here."""
     generator = np.random.Generator(np.random.Philox(key=np.array([42, 1], np.uint64), counter=[9, 0, 0, 0]))
     assert uniform(42, 1, 9) == generator.random() == 0.30158206298520673
 
