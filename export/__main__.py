@@ -1,0 +1,66 @@
+"""`python -m export`: compiles a checkpoint, and its Medusa heads, to an artifact."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import GorgonError
+from runtime.manifest import PRECISIONS
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Compiles a Hugging Face Llama checkpoint, and its Medusa heads, to an artifact for ONNX Runtime.",
+        epilog="exit codes: 0 done, 2 an option that cannot work, 3 OUT cannot be replaced, 4 a checkpoint or heads "
+        "that do not fit, 5 a failed self-test, 130 interrupted; OUT is then what it was before",
+    )
+    add = top.add_argument
+    add(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="directory with config.json, safetensors and tokenizer.json"
+    )
+    add("--heads", type=Path, metavar="PATH", help="Medusa heads: a file, or the directory that holds it")
+    add("--precision", choices=PRECISIONS, default="int8", help="of the linear layers (default: %(default)s)")
+    add("--context", type=int, metavar="N", help="tokens of prompt and answer together (default: the checkpoint's own)")
+    add("--out", type=Path, required=True, metavar="artifacts/NAME", help="the artifact to make, or to replace")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        from export.artifact import Source, export  # once the options are known, so that --help is quick
+
+        source = Source(options.checkpoint, options.heads, options.precision, options.context)
+        manifest, report = export(source, options.out, Progress(str(options.out)))
+    except (GorgonError, OSError) as error:
+        print(f"{CLEAR}export: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, GorgonError) else 1
+    except KeyboardInterrupt:
+        print(f"{CLEAR}export: interrupted; {options.out} is what it was before", file=sys.stderr)
+        return 130
+    size = sum(int(file["size"]) for file in manifest.files.values()) / 2**20
+    print(
+        f"{CLEAR}{options.out}: {manifest.precision}, {manifest.medusa_heads} Medusa heads, {size:.1f} MiB",
+        file=sys.stderr,
+    )
+    print(f"self-test: {report}", file=sys.stderr)
+    return 0
+
+
+CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
+
+
+class Progress:
+    """What is being done, on standard error: one line that changes on a terminal, else a line each."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, what: str) -> None:
+        print(f"{CLEAR}{self._name}: {what}", end="" if CLEAR else "\n", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,70 @@
+"""How each precision multiplies, in numpy: the rounding of weights and of activations that an artifact does.
+
+With it the reference rounds where the artifact rounds, so that what is left between the two is a small multiple of
+float32's own noise, and a wrong export shows at any precision.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.linear import INT4_BLOCK
+from export.quantize import int4, int4_values, int8
+
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x [tokens, in], weight [out, in] -> [tokens, out]
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """The products of one precision, and how an embedding's values are kept."""
+
+    layers: Product
+    vocabulary: Product
+    embedding: Callable[[np.ndarray], np.ndarray]
+
+
+def exact_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    product: np.ndarray = x @ weight.T
+    return product
+
+
+def int8_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """W8A8: a scale per token and per output channel."""
+    levels, scale = int8(weight)
+    rounded, token_scale = _rounded(x)
+    product: np.ndarray = rounded @ levels.astype(np.float32) * scale * token_scale
+    return product
+
+
+def int4_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """MatMulNBits at accuracy level 4: a scale per token and block beside the weights' own."""
+    tokens, width = x.shape
+    padded = np.zeros((tokens, -(-width // INT4_BLOCK), INT4_BLOCK), np.float32)
+    padded.reshape(tokens, -1)[:, :width] = x
+    levels, scale = _rounded(padded)
+    rounded = (levels * scale).reshape(tokens, -1)[:, :width]
+    product: np.ndarray = rounded @ int4_values(*int4(weight, INT4_BLOCK), width).T
+    return product
+
+
+def _rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers from -127 to 127, and the scale [..., 1] that brings them back."""
+    scale = np.abs(x).max(axis=-1, keepdims=True) * np.float32(1 / 127)
+    return np.rint(x / np.where(scale == 0, np.float32(1), scale)), scale
+
+
+def _half(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float16).astype(np.float32)
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+EXACT = Arithmetic(exact_product, exact_product, _same)
+ARITHMETIC: Mapping[str, Arithmetic] = {
+    "fp32": EXACT,
+    "int8": Arithmetic(int8_product, int8_product, _half),
+    "int4": Arithmetic(int4_product, int8_product, _half),
+}

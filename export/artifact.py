@@ -1,0 +1,102 @@
+"""Makes artifacts: checkpoint and heads in, a checked directory out, atomically."""
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from export import selftest
+from export.checkpoint import LM_HEAD, Checkpoint
+from export.config import ModelConfig
+from export.decoder import Progress, build_decoder
+from export.directory import check, replacing
+from export.draft_heads import build_heads
+from export.heads import MedusaHeads
+from export.linear import INT4_BLOCK
+from export.selftest import Report
+from export.tokenizer import FILE as TOKENIZER
+from export.tokenizer import TokenizerFiles
+from runtime.errors import ArtifactError
+from runtime.manifest import FORMS, SCHEMA, Manifest, capacity_of, sha256
+
+DRAFT_TOP_K = 10  # the published tree for vicuna-7b uses ranks up to 9
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is exported: a checkpoint's directory, its heads, and how. `context` None means the checkpoint's own."""
+
+    checkpoint: Path
+    heads: Path | None = None
+    precision: str = "int8"
+    context: int | None = None
+
+
+def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Report]:
+    """Writes the artifact `out`, replacing what an earlier export left there.
+
+    Two exports of one source under one name are equal byte for byte. Raises CheckpointError, ArtifactError, or
+    SelfTestError; nothing is replaced then.
+    """
+    check(out)
+    config = ModelConfig.read(source.checkpoint, source.context)
+    tokenizer = TokenizerFiles.read(source.checkpoint, config)
+    checkpoint = Checkpoint(source.checkpoint, config)
+    heads = None if source.heads is None else MedusaHeads.read(source.heads, config)
+    with replacing(out) as directory:
+        build_decoder(config, checkpoint.tensor, source.precision, directory, progress)
+        top_k = min(DRAFT_TOP_K, config.vocab)
+        if heads is not None:
+            progress(f"{heads.count} Medusa heads")
+            build_heads(config, heads, lambda: checkpoint.tensor(LM_HEAD), source.precision, top_k, directory)
+        checkpoint.finish()
+        (directory / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
+        manifest = Manifest(
+            schema=SCHEMA,
+            name=out.name,
+            form=FORMS[0],
+            precision=source.precision,
+            layers=config.layers,
+            hidden=config.hidden,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            vocab=config.vocab,
+            context=config.context,
+            capacity=capacity_of(config.context),
+            medusa_heads=0 if heads is None else heads.count,
+            draft_top_k=top_k,
+            head_accuracy=None,
+            bos=config.bos,
+            eos=config.eos,
+            chat_template=tokenizer.chat_template,
+            special=tokenizer.special,
+            even_tokens=source.precision == "int4" and INT4_BLOCK > 32,  # then an odd last token takes another kernel
+            files={p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(directory.iterdir())},
+        )
+        manifest.write(directory)
+        progress("self-test")
+        report = selftest.run(directory, checkpoint, heads)
+    return manifest, report
+
+
+def write_head_accuracy(artifact: Path, manifest: Manifest, accuracy: tuple[tuple[float, ...], ...]) -> None:
+    """Replaces the artifact by one whose manifest says how often its heads are right; the other files are the same.
+
+    Raises ArtifactError if it is no longer the one that `manifest` describes.
+    """
+    with replacing(artifact) as directory:
+        old = artifact.resolve()
+        if Manifest.read(old).files != manifest.files:
+            raise ArtifactError(f"{artifact} was replaced while it was evaluated: evaluate it again")
+        for name in manifest.files:
+            _link(old / name, directory / name)
+        replace(manifest, head_accuracy=accuracy).write(directory)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,105 @@
+"""A Llama checkpoint's tensors: checked against the config when opened, read one at a time when asked for."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from export.config import ModelConfig
+from export.fields import read_object
+from export.tensors import Shape, Stored, match, open_safetensors, read
+from runtime.errors import CheckpointError, TensorError
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Written by older versions of transformers; follows from the config.
+_DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The name and shape of every tensor that a checkpoint of this config holds."""
+    hidden, inner, vocab = config.hidden, config.intermediate, config.vocab
+    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    shapes: dict[str, Shape] = {EMBEDDING: (vocab, hidden), "model.norm.weight": (hidden,)}
+    if not config.tied:
+        shapes[LM_HEAD] = (vocab, hidden)
+    attention = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
+    mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    for i in range(config.layers):
+        layer = f"model.layers.{i}"
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+        for block, parts, bias in (("self_attn", attention, config.attention_bias), ("mlp", mlp, config.mlp_bias)):
+            for part, shape in parts.items():
+                shapes[f"{layer}.{block}.{part}.weight"] = shape
+                if bias:
+                    shapes[f"{layer}.{block}.{part}.bias"] = shape[:1]
+    return shapes
+
+
+class Checkpoint:
+    """The tensors of a directory, by their Hugging Face names; opening it checks names, shapes and types."""
+
+    def __init__(self, directory: Path, config: ModelConfig) -> None:
+        self.config = config
+        self._directory = directory
+        found = _open(directory)
+        self._tensors = {name: tensor for name, tensor in found.items() if not _DERIVED.fullmatch(name)}
+        head = self._tensors.pop(LM_HEAD, None) if config.tied else None
+        match(self._tensors, expected_shapes(config), directory)
+        if head is not None:
+            self._check_tied(head)
+        self._used: set[str] = set()
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The tensor as float32, finite; read anew each time. A tied lm_head.weight is the embedding."""
+        name = EMBEDDING if self.config.tied and name == LM_HEAD else name
+        self._used.add(name)
+        return read(name, self._tensors[name])
+
+    def finish(self) -> None:
+        """Raises TensorError if a tensor of the checkpoint was never asked for."""
+        if unused := sorted(self._tensors.keys() - self._used):
+            raise TensorError(
+                f"{self._directory}: {unused[0]} was not used ({len(unused)} such), expected every tensor to be"
+            )
+
+    def _check_tied(self, head: Stored) -> None:
+        if not np.array_equal(read(LM_HEAD, head), read(EMBEDDING, self._tensors[EMBEDDING])):
+            raise TensorError(
+                f"{head.file}: {LM_HEAD} differs from {EMBEDDING}, expected the same values, or no such tensor, where "
+                "tie_word_embeddings is true"
+            )
+
+
+def _open(directory: Path) -> dict[str, Stored]:
+    """Every tensor of the one file, or of the files that the index lists."""
+    if (directory / FILE).is_file():
+        return open_safetensors(directory / FILE)
+    if (directory / INDEX).is_file():
+        return _open_shards(directory)
+    if pickles := sorted(directory.glob("pytorch_model*.bin")):
+        raise CheckpointError(
+            f'{pickles[0]} is a pickled checkpoint, expected {FILE} or {INDEX}: convert it with python -c "from '
+            f"transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', "
+            f"dtype='auto').save_pretrained('{directory}')\" (needs pip install 'gorgon[export]')"
+        )
+    raise CheckpointError(f"{directory} has neither {FILE} nor {INDEX}: expected one of them")
+
+
+def _open_shards(directory: Path) -> dict[str, Stored]:
+    path = directory / INDEX
+    places = read_object(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) and Path(p).name == p for p in places.values()):
+        raise CheckpointError(f"{path}: weight_map has to be an object of tensor names and names of files beside it")
+    found: dict[str, Stored] = {}
+    for file in sorted(set(places.values())):
+        for name, tensor in open_safetensors(directory / file).items():
+            if places.get(name) != file:
+                raise TensorError(f"{path}: {name} is in {file}, the index says {places.get(name, 'nothing of it')}")
+            found[name] = tensor
+    if missing := places.keys() - found.keys():
+        name = min(missing)
+        raise TensorError(f"{path}: {name} is not in {places[name]}, where the index says it is")
+    return found

@@ -1,0 +1,109 @@
+"""Tensors in files: safetensors, read one by one, and pickles. What is found is matched against what is expected.
+
+Every error names the file, the tensor, what was found and what was expected.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import ml_dtypes  # noqa: F401 (registers numpy's bfloat16, which safetensors looks up by name)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from runtime.errors import CheckpointError, TensorError
+
+DTYPES = ("F16", "BF16", "F32")
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file; nothing of it is read until `load`, which gives any float type."""
+
+    file: Path
+    dtype: str
+    shape: Shape
+    load: Callable[[], np.ndarray]
+
+
+def open_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file by name; the file stays mapped while any of them is held."""
+    try:
+        file: Any = safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise TensorError(f"{path} is damaged or no safetensors file: {error}; fetch it again") from None
+    entries = {name: file.get_slice(name) for name in file.keys()}
+    return {
+        name: Stored(path, entry.get_dtype(), tuple(entry.get_shape()), partial(file.get_tensor, name))
+        for name, entry in entries.items()
+    }
+
+
+def open_pickle(path: Path) -> dict[str, Stored]:
+    """The tensors of a file of torch.save, read without running any code of it. Needs torch."""
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            f"{path} is a pickle, which needs torch to read: `make export` installs it, or pip install 'gorgon[export]'"
+        ) from None
+    try:
+        raw: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except Exception as error:  # whatever the unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
+        summary = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TensorError(f"{path} is damaged or holds more than tensors: {summary}") from None
+    if not isinstance(raw, dict) or not all(isinstance(value, torch.Tensor) for value in raw.values()):
+        raise TensorError(f"{path} holds a {type(raw).__name__}, expected a dictionary of tensors")
+    names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+    return {
+        str(name): Stored(path, names.get(value.dtype, str(value.dtype)), tuple(value.shape), partial(_float32, value))
+        for name, value in raw.items()
+    }
+
+
+def _float32(tensor: Any) -> np.ndarray:
+    values: np.ndarray = tensor.float().numpy()
+    return values
+
+
+def match(found: Mapping[str, Stored], expected: Mapping[str, Shape], where: Path) -> None:
+    """Raises TensorError unless every expected tensor is there, in its shape and a float type, and no other."""
+    for name, shape in expected.items():
+        if name not in found:
+            missing = sum(n not in found for n in expected)
+            raise TensorError(
+                f"{where}: {name} is missing ({missing} of {len(expected)} are), expected shape {list(shape)}"
+            )
+        tensor = found[name]
+        if tensor.shape != shape:
+            raise TensorError(f"{tensor.file}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        if tensor.dtype not in DTYPES:
+            raise TensorError(f"{tensor.file}: {name} is of type {tensor.dtype}, expected one of {', '.join(DTYPES)}")
+    for name, tensor in found.items():
+        if name not in expected:
+            extra = sum(n not in expected for n in found)
+            raise TensorError(
+                f"{tensor.file}: {name} has no use ({extra} such), expected the {len(expected)} tensors of its config"
+            )
+
+
+def read(name: str, tensor: Stored) -> np.ndarray:
+    """The tensor's values as float32, all finite."""
+    try:
+        values = tensor.load().astype(np.float32, copy=False)
+    except (SafetensorError, OSError) as error:
+        raise TensorError(f"{tensor.file}: {name} cannot be read: {error}") from None
+    finite = np.isfinite(values)
+    if not finite.all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise TensorError(
+            f"{tensor.file}: {name} has {int((~finite).sum())} values that are not finite, the first {values[first]} "
+            f"at {list(first)}; expected finite numbers"
+        )
+    return values
