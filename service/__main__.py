@@ -112,7 +112,7 @@ def run(artifact: Path, config: EngineConfig, host: str, port: int, drain_second
 if __name__ == "__main__":
     code = main()
     if threading.active_count() > 1:
-        # The engine's thread is inside a load or a step that nothing can interrupt: it must not meet a dying interpreter.
+        # The engine's thread is inside a load or a step that nothing can interrupt, and would meet a dying interpreter.
         logging.shutdown()
         os._exit(code)
     sys.exit(code)

@@ -93,8 +93,8 @@ class EngineThread:
                 f"{len(self._live)} requests run or wait, which is all this server takes: try again later"
             )
         answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)))
-        self._live.add(answer)
         self._inbox.put(partial(self._add, answer, prompt, params))
+        self._live.add(answer)
         return answer
 
     def end_all(self, reason: str) -> None:
@@ -141,12 +141,13 @@ class EngineThread:
         self._flush()
         while not self._closing:
             self._obey(engine)
+            self.stats = engine.stats()
             self._flush()  # a refusal does not wait for the step
             if engine.has_work:
                 for output in engine.step():
                     self._publish(output)
-            self.stats = engine.stats()
-            self._flush()
+                self.stats = engine.stats()  # as true as what is told with it
+                self._flush()
 
     def _obey(self, engine: "Engine") -> None:
         """Runs the commands that have come; with nothing to compute, sleeps until one does."""

@@ -7,7 +7,7 @@ with `raise_exception`, `strftime_now`, `tojson` and the special tokens by name.
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
@@ -67,7 +67,7 @@ class Prompts:
 class _Generation(Extension):
     """`{% generation %}` marks what a model wrote, for training; here its body is just text."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -1,0 +1,127 @@
+"""POST /generate, GET /health and GET /: what a client gets that asks for what it may."""
+
+import pytest
+
+from runtime.engine import Engine
+from runtime.params import EngineConfig, SamplingParams
+from tests.fake import fake_manifest, fake_tokenizer
+from tests.service.serving import (
+    HeldSession,
+    ScriptSession,
+    Serving,
+    byte_tokenizer,
+    engine_on,
+    eventually,
+    serving,
+)
+
+MESSAGES = [
+    {"role": "user", "content": "abc"},
+    {"role": "assistant", "content": "de"},
+    {"role": "user", "content": "f"},
+]
+
+
+def test_answers_whole_and_streamed_alike(server: Serving) -> None:
+    whole = server.generate(prompt="abc", max_tokens=30).json()
+    events = server.events(prompt="abc", max_tokens=30)
+    assert len(events) > 3
+    assert all(list(event) == ["text"] and event["text"] for event in events[:-1])
+    assert "".join(event["text"] for event in events) == whole["text"] != ""
+    for key in ("finish_reason", "usage"):
+        assert events[-1][key] == whole[key]
+    assert events[-1].keys() == whole.keys() == {"text", "finish_reason", "usage", "speculation"}
+    assert events[-1]["text"] == ""
+
+
+def test_counts_tokens_and_speculation(server: Serving) -> None:
+    answer = server.generate(prompt="abc", raw=True, max_tokens=24, ignore_eos=True, speculation=16).json()
+    assert answer["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 24}
+    speculation = answer["speculation"]
+    assert 0 < speculation["accepted"] < speculation["drafted"] <= 15 * speculation["steps"]
+    assert speculation["tokens_per_step"] == pytest.approx(23 / speculation["steps"])
+    plain = server.generate(prompt="abc", raw=True, max_tokens=24, ignore_eos=True, speculation="off").json()
+    assert plain["text"] == answer["text"]
+    assert plain["speculation"] == {"steps": 23, "drafted": 0, "accepted": 0, "tokens_per_step": 1.0}
+
+
+def test_one_token_takes_no_decode_step(server: Serving) -> None:
+    answer = server.generate(prompt="abc", max_tokens=1, ignore_eos=True).json()
+    assert answer["speculation"] == {"steps": 0, "drafted": 0, "accepted": 0, "tokens_per_step": None}
+
+
+@pytest.mark.parametrize(
+    ("body", "rendered"),
+    [
+        ({"prompt": "abc", "raw": True}, "abc"),
+        ({"prompt": "abc"}, "<s>[user]abc>"),
+        ({"messages": MESSAGES}, "<s>[user]abc[assistant]de[user]f>"),
+    ],
+)
+def test_a_prompt_goes_through_the_template_unless_raw(server: Serving, body: dict[str, object], rendered: str) -> None:
+    answer = server.generate(**body, max_tokens=20, temperature=0.7, seed=3, stop=["zz"], stop_token_ids=[96]).json()
+    params = SamplingParams(max_tokens=20, temperature=0.7, seed=3, stop=("zz",), stop_token_ids=(96,))
+    prompt = fake_tokenizer().encode(rendered).ids
+    engine = Engine(HeldSession(), fake_tokenizer(), EngineConfig())
+    [expected] = engine.generate([prompt], params)
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    assert (answer["text"], answer["finish_reason"]) == (expected.text, expected.finish_reason)
+
+
+def test_every_default_is_the_engines(server: Serving) -> None:
+    """The interface's document states the defaults of SamplingParams, and no others."""
+    schema = server.client.get("/openapi.json").json()["components"]["schemas"]["GenerateRequest"]["properties"]
+    defaults = SamplingParams()
+    for name in SamplingParams.__dataclass_fields__:
+        default = getattr(defaults, name)
+        assert schema[name].get("default") == (list(default) if isinstance(default, tuple) else default), name
+    assert schema.keys() - SamplingParams.__dataclass_fields__.keys() == {"prompt", "messages", "raw", "stream"}
+
+
+def test_stop_strings_and_tokens(server: Serving) -> None:
+    text = server.generate(prompt="abc", max_tokens=30, ignore_eos=True).json()["text"]
+    answer = server.generate(prompt="abc", max_tokens=30, ignore_eos=True, stop=[text[10:13]]).json()
+    assert (answer["text"], answer["finish_reason"]) == (text[: text.index(text[10:13])], "stop")
+    events = server.events(prompt="abc", max_tokens=30, ignore_eos=True, stop=[text[10:13]])
+    assert "".join(event["text"] for event in events) == answer["text"]
+
+
+@pytest.mark.parametrize("speculation", ["off", 16])
+def test_no_event_holds_half_a_character(speculation: object) -> None:
+    """Every token of this model is one byte."""
+    text = "naïve café, 東京 🐍🙂 "
+    manifest = fake_manifest(vocab=259)
+    session = ScriptSession(manifest, [3 + byte for byte in text.encode()])
+    size = len(text.encode())
+    with serving(lambda: engine_on(session, byte_tokenizer())) as server:
+        body = {"prompt": "x" * (size - 2), "raw": True, "max_tokens": size, "speculation": speculation}
+        events = server.events(**body)
+        whole = server.generate(**body).json()
+    assert whole["usage"]["prompt_tokens"] == size - 1, "the tokenizer puts <s> before a raw prompt"
+    assert "".join(event["text"] for event in events) == whole["text"]
+    assert "\ufffd" not in whole["text"] and whole["text"].encode()[1:] == text.encode()[:-1]
+
+
+def test_health_tells_the_model_and_how_busy_it_is() -> None:
+    session = HeldSession(rows=1, allowed=1)
+    with serving(lambda: engine_on(session, queue=5)) as server:
+        status, health = server.health()
+        assert status == 200
+        known = {"status": "ready", "model": "fake", "precision": "fp32", "provider": "fake", "rows": 1, "queue": 5}
+        assert health.items() >= (known | {"rows_in_use": 0, "waiting": 0}).items()
+        answers = [server.later(prompt="abc", max_tokens=5, ignore_eos=True) for _ in range(2)]
+        eventually(lambda: server.thread.live == 2)
+        session.let(2)
+        session.await_begun(3)
+        _, health = server.health()
+        assert (health["rows_in_use"], health["waiting"]) == (1, 1)
+        session.let(float("inf"))
+        assert [answer.result().json()["finish_reason"] for answer in answers] == ["length", "length"]
+
+
+def test_the_page_leads_to_the_documents(server: Serving) -> None:
+    page = server.client.get("/")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert 'href="/docs"' in page.text and 'href="/health"' in page.text
+    assert server.client.get("/docs").status_code == 200
