@@ -1,0 +1,1 @@
+"""Measures an artifact on this machine: `python -m runtime.bench`."""
