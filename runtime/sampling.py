@@ -86,7 +86,7 @@ def _largest(weights: Probabilities, floor: float, count: int) -> Ids:
 
 
 def _kth(weights: Probabilities, k: int) -> float:
-    """The k-th largest weight. It is no less than the k-th largest maximum of blocks, so few weights are partitioned."""
+    """The k-th largest weight: no less than the k-th largest maximum of blocks, so that few weights are partitioned."""
     block = weights.size // k
     if block > 1:
         maxima = np.maximum.reduceat(weights, np.arange(0, weights.size, block))
