@@ -37,7 +37,7 @@ class Report:
 
     def __str__(self) -> str:
         heads = "" if self.heads is None else f", of the heads' log-probabilities {self.heads:.1e}"
-        return f"largest error of the logits {self.decoder:.1e} of their scale{heads}; allowed {self.limit:.0e}"
+        return f"largest error of the logits {self.decoder:.1e} of their scale{heads}; allowed {self.limit:g}"
 
 
 def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None) -> Report:

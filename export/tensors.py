@@ -85,12 +85,11 @@ def match(found: Mapping[str, Stored], expected: Mapping[str, Shape], where: Pat
             raise TensorError(f"{tensor.file}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
         if tensor.dtype not in DTYPES:
             raise TensorError(f"{tensor.file}: {name} is of type {tensor.dtype}, expected one of {', '.join(DTYPES)}")
-    for name, tensor in found.items():
-        if name not in expected:
-            extra = sum(n not in expected for n in found)
-            raise TensorError(
-                f"{tensor.file}: {name} has no use ({extra} such), expected the {len(expected)} tensors of its config"
-            )
+    if extra := sorted(found.keys() - expected.keys()):
+        raise TensorError(
+            f"{found[extra[0]].file}: {extra[0]} has no use ({len(extra)} such), expected only the {len(expected)} "
+            "tensors that the config and the layout ask for"
+        )
 
 
 def read(name: str, tensor: Stored) -> np.ndarray:
