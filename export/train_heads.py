@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from export.text import Window, windows
+from runtime.errors import CheckpointError, ConfigurationError, GorgonError
 
 DECAY = 0.8
 RANKS = 5  # accuracies are measured for the top 1 to 5
@@ -47,24 +50,16 @@ class Options:
     batch: int = 2048  # positions a step
     context: int = 1024  # tokens a window
     warmup: int = 40  # steps
-    held_out: float = 0.05  # tail of the documents that is measured and not learnt
+    held_out: float = 0.05  # tail of the windows that is measured and not learnt
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """Token ids, of which the first `prompt` are context only."""
-
-    ids: list[int]
-    prompt: int
-
-
-@dataclass(frozen=True, slots=True)
 class States:
-    """What the heads train on; the positions of the held-out documents come last."""
+    """What the heads train on; those of the held-out windows come last."""
 
     hidden: np.ndarray  # [positions, hidden] fp16, memory-mapped
-    targets: np.ndarray  # [positions, heads], IGNORED past the end of a document
+    targets: np.ndarray  # [positions, heads], IGNORED past the end of a window
     trained: int  # positions before the held-out ones
     output: Tensor  # [vocab, hidden], the base's output matrix
 
@@ -97,46 +92,33 @@ class Heads(nn.Sequential):
         return {name: value.detach().to("cpu", torch.float16) for name, value in self.state_dict().items()}
 
 
-def documents(text: Path, encode: Callable[[str, bool], list[int]], context: int) -> list[Document]:
-    """Windows of at most `context` tokens; `encode(text, special)` adds special tokens where no prompt is given."""
-    lines = [{"text": text.read_text()}]
-    if text.suffix == ".jsonl":
-        lines = [json.loads(line) for line in text.read_text().splitlines() if line.strip()]
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or "text" not in line:
-            raise ValueError(f'{text}, line {number}: expected {{"text": ...}}')
-        prompt = encode(line["prompt"], False) if "prompt" in line else []
-        ids = prompt + encode(line["text"], not prompt)
-        for start in range(0, len(ids), context):
-            window = Document(ids[start : start + context], max(0, len(prompt) - start))
-            if len(targets(window, 1)):
-                found.append(window)
-    if len(found) < 2:
-        raise ValueError(f"{text}: expected at least two documents or windows of three tokens, found {len(found)}")
-    return found
-
-
-def positions(document: Document) -> range:
+def positions(window: Window) -> range:
     """The positions learnt from: those whose token at offset 2 is text."""
-    return range(max(0, document.prompt - 1), max(0, len(document.ids) - 2))
+    return range(max(0, window.prompt - 1), max(0, len(window.ids) - 2))
 
 
-def targets(document: Document, heads: int) -> np.ndarray:
+def targets(window: Window, heads: int) -> np.ndarray:
     """[positions, heads]: the token at offset 2 + head of each position, IGNORED past the end."""
-    padded = np.array(document.ids + [IGNORED] * heads)
-    aims: np.ndarray = padded[np.add.outer(np.array(positions(document), dtype=int), 2 + np.arange(heads))]
+    padded = np.array(window.ids + [IGNORED] * heads)
+    aims: np.ndarray = padded[np.add.outer(np.array(positions(window), dtype=int), 2 + np.arange(heads))]
     return aims
 
 
 def collect(checkpoint: Path, text: Path, options: Options, work: Path, device: str) -> States:
     """Run the frozen base over the text, once: a later call reads the file it left."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    found = documents(text, lambda piece, special: tokenizer.encode(piece, add_special_tokens=special), options.context)
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} does not load: {error}") from None
     model.to(device).eval()
+    found = [window for window in windows(text, tokenizer.backend_tokenizer, options.context) if positions(window)]
+    if len(found) < 2:
+        raise ConfigurationError(
+            f"{text}: expected two documents or windows of three tokens or more, found {len(found)}"
+        )
     tail = max(1, round(len(found) * options.held_out))
-    spans = [positions(document) for document in found]
+    spans = [positions(window) for window in found]
     starts = np.cumsum([0] + [len(span) for span in spans])
     file = work / "hidden.npy"
     if not file.exists():
@@ -155,7 +137,7 @@ def collect(checkpoint: Path, text: Path, options: Options, work: Path, device: 
                 hidden[starts[index] : starts[index + 1]] = states[row, spans[index].start : spans[index].stop]
         hidden.flush()
         os.replace(beside, file)
-    aims = np.concatenate([targets(document, options.heads) for document in found])
+    aims = np.concatenate([targets(window, options.heads) for window in found])
     output = model.get_output_embeddings().weight.detach()
     return States(np.load(file, mmap_mode="r"), aims, int(starts[len(found) - tail]), output)
 
@@ -263,7 +245,7 @@ def table(measured: Measured) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.train_heads", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -279,8 +261,14 @@ def main() -> None:
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
-    print(table(train_heads(given["checkpoint"], given["text"], given["out"], options, given["device"])))
+    try:
+        measured = train_heads(given["checkpoint"], given["text"], given["out"], options, given["device"])
+    except GorgonError as error:
+        print(f"train_heads: {error}", file=sys.stderr)
+        return error.exit_code
+    print(table(measured))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

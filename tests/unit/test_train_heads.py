@@ -11,7 +11,9 @@ transformers = pytest.importorskip("transformers")
 from safetensors.numpy import load_file  # noqa: E402
 
 from export import train_heads as module  # noqa: E402
-from export.train_heads import Document, Options, positions, targets, train_heads  # noqa: E402
+from export.text import Window  # noqa: E402
+from export.train_heads import Options, positions, targets, train_heads  # noqa: E402
+from runtime.errors import ConfigurationError  # noqa: E402
 
 OPTIONS = Options(heads=3, epochs=60, batch=64, lr=3e-3, warmup=2, held_out=0.1)
 
@@ -46,9 +48,9 @@ def text(tmp_path: Path) -> Path:
 
 def test_head_learns_the_token_at_offset_two_plus_its_number() -> None:
     """The base predicts offset 1; of a prompt, the last position alone is learnt from."""
-    document = Document(ids=[10, 11, 12, 13, 14], prompt=2)
-    assert list(positions(document)) == [1, 2]
-    assert targets(document, 3).tolist() == [[13, 14, -100], [14, -100, -100]]
+    window = Window(ids=[10, 11, 12, 13, 14], prompt=2)
+    assert list(positions(window)) == [1, 2]
+    assert targets(window, 3).tolist() == [[13, 14, -100], [14, -100, -100]]
 
 
 def test_heads_learn_a_text_the_base_never_saw(checkpoint: Path, text: Path, tmp_path: Path) -> None:
@@ -94,5 +96,5 @@ def test_interrupted_training_ends_in_the_same_heads(
 def test_document_without_text_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "wrong.jsonl"
     file.write_text('{"text": "a b c"}\n{"words": "a b c"}\n')
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ConfigurationError, match="line 2"):
         train_heads(checkpoint, file, tmp_path / "heads.safetensors", OPTIONS)
