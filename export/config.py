@@ -17,6 +17,7 @@ from runtime.errors import ConfigError
 FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 ROPE_THETA = 10000.0  # where config.json does not say
+HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions takes no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,9 @@ class ModelConfig:
                 "num_attention_heads", f"a divisor of hidden_size, which is {hidden}, where head_dim is not given"
             )
         head_dim = fields.whole("head_dim", hidden // heads)
-        if head_dim % 2:
-            fields.refuse("head_dim", "even, for rotary positions")
+        if head_dim % HEAD_DIM_STEP:
+            given = "" if "head_dim" in fields.raw else f"; hidden_size and num_attention_heads make it {head_dim}"
+            fields.refuse("head_dim", f"a multiple of {HEAD_DIM_STEP}, as ONNX Runtime's attention takes it{given}")
         vocab = fields.whole("vocab_size")
         theta, scaling = _rope(fields)
         bos = fields.token_ids("bos_token_id", vocab)

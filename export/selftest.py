@@ -24,7 +24,7 @@ from runtime.tree import Tree
 PROMPTS = (12, 5)  # tokens of each row's prompt
 CHUNK = 8
 PARENTS = ((-1, 0, 1, 2, 1, 0, 5), (-1, 0, 0, 2))  # of each row's tree
-LIMITS: Mapping[str, float] = {"fp32": 2e-4, "int8": 0.15, "int4": 0.15}
+LIMITS: Mapping[str, float] = {"fp32": 2e-4, "int8": 0.1, "int4": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,10 @@ def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None) -> R
     manifest = Manifest.read(directory)
     prompts, trees = _work(manifest)
     session = RaggedSession(directory, manifest, rows=len(PROMPTS))
-    logits, draft = _artifact(session, prompts, trees)
+    try:
+        logits, draft = _artifact(session, prompts, trees)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise SelfTestError(f"{directory.name} does not run: {error}") from error
     reference = Reference(checkpoint.config, checkpoint.tensor, ARITHMETIC[manifest.precision])
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
     states = [hidden[len(prompt) :] for hidden, prompt in zip(reference.hidden_states(spans), prompts, strict=True)]

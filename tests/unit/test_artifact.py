@@ -135,6 +135,17 @@ def test_a_config_read_wrong_fails_the_self_test(
         artifact.export(replace(source, heads=None), tmp_path / "tiny", silent)
 
 
+def test_a_graph_that_does_not_run_fails_the_self_test(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*rest: object) -> None:
+        raise RuntimeError("Non-zero status code")
+
+    monkeypatch.setattr("runtime.ragged.RaggedSession.run", fail)
+    with pytest.raises(SelfTestError, match="does not run: Non-zero status code"):
+        artifact.export(source, tmp_path / "tiny", silent)
+
+
 def test_a_tensor_that_the_graph_forgets_fails_the_export(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
