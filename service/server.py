@@ -48,7 +48,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, engine: EngineThread, drain_seconds: float) -> None:
-        options = uvicorn.Config(create_app(engine), log_config=None, access_log=False, lifespan="on", ws="none")
+        options = uvicorn.Config(
+            create_app(engine), log_config=None, log_level="warning", access_log=False, lifespan="on", ws="none"
+        )
         super().__init__(options)
         self._engine = engine
         self._drain_seconds = drain_seconds
@@ -65,12 +67,8 @@ class Server(uvicorn.Server):
         if self._signals and not self._engine.draining:
             self._engine.draining = True
             self._leave_by = time.monotonic() + self._drain_seconds
-            if self._engine.live:
-                logger.info(
-                    "finishing %d requests, at most %g s; stop again to leave now",
-                    self._engine.live,
-                    self._drain_seconds,
-                )
+            if live := self._engine.live:
+                logger.info("finishing %d requests, at most %g s; stop again to leave now", live, self._drain_seconds)
         if self._leave_by is None:
             return leave
         return leave or self._signals > 1 or not self._engine.live or time.monotonic() >= self._leave_by

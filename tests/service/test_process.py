@@ -1,0 +1,154 @@
+"""`python -m service` as a process: its options, its signals, its exit codes, and what it prints."""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from runtime.params import EngineConfig
+from service.__main__ import parser, size
+from tests.service.serving import SECONDS, eventually
+
+LONG = {"prompt": "What does os.path.join do?", "max_tokens": 300, "ignore_eos": True, "speculation": "off"}
+
+
+def test_options_have_the_engines_defaults() -> None:
+    options = vars(parser().parse_args(["--artifact", "a"]))
+    for field in fields(EngineConfig):
+        assert options[field.name] == field.default, field.name
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"),
+    [("512", 512), ("1K", 1024), ("512M", 512 << 20), ("4G", 4 << 30), ("4g", 4 << 30), ("2T", 2 << 40)],
+)
+def test_sizes(text: str, bytes_: int) -> None:
+    assert size(text) == bytes_
+
+
+@pytest.mark.parametrize("text", ["", "G", "4X", "-1G", "1.5G", "4GB", "٤G"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
+        size(text)
+
+
+def test_serving_loads_no_training_library() -> None:
+    light = "import sys, service.__main__; assert not {'fastapi', 'onnxruntime', 'numpy'} & set(sys.modules)"
+    lean = "import runtime.engine, service.server; assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"{light}; {lean}"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, "--artifact"),
+        (["--artifact", "a", "--rows", "0"], 2, "rows"),
+        (["--artifact", "a", "--kv-memory", "4X"], 2, "--kv-memory"),
+        (["--artifact", "a", "--port", "65536"], 2, "--port"),
+        (["--artifact", "a", "--drain-seconds", "nan"], 2, "--drain-seconds"),
+        (["--artifact", "/nowhere", "--port", "0"], 3, "/nowhere is not an artifact"),
+        (["--artifact", "a", "--host", "192.0.2.1"], 2, "cannot listen on 192.0.2.1"),
+    ],
+)
+def test_what_cannot_work_ends_with_its_code_and_a_line(options: list[str], code: int, words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "service", *options], capture_output=True, text=True)
+    assert done.returncode == code
+    assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = ["--artifact", "a", "--port", str(taken.getsockname()[1])]
+        done = subprocess.run([sys.executable, "-m", "service", *options], capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot listen" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_amid_a_load(tmp_path: Path, stop: signal.Signals) -> None:
+    """A load that nothing can interrupt: nobody writes the manifest that it reads."""
+    os.mkfifo(tmp_path / "manifest.json")
+    with process("--artifact", str(tmp_path), ready=False) as (server, client):
+        assert client.get("/health").json()["status"] == "loading"
+        server.send_signal(stop)
+        assert ended(server) == (0, ["stopped"])
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_amid_an_answer(demo_artifact: Callable[[str], Path], stop: signal.Signals) -> None:
+    """It is finished, and the process ends well."""
+    with process("--artifact", str(demo_artifact("int8"))) as (server, client):
+        events = stream(client)
+        next(events)
+        server.send_signal(stop)
+        last = list(events)[-1]
+        assert (last["finish_reason"], last["usage"]["completion_tokens"]) == ("length", 300)
+        code, lines = ended(server)
+        assert code == 0 and lines[-1] == "stopped" and lines[-2].startswith("finishing 1 request")
+
+
+def test_a_signal_amid_an_answer_with_no_time_left(demo_artifact: Callable[[str], Path]) -> None:
+    with process("--artifact", str(demo_artifact("int8")), "--drain-seconds", "0") as (server, client):
+        events = stream(client)
+        next(events)
+        server.send_signal(signal.SIGTERM)
+        assert list(events)[-1]["error"]["type"] == "NotReadyError"
+        code, lines = ended(server)
+        assert code == 0 and lines[-1] == "stopped"
+
+
+def test_the_demo_model_answers(demo_artifact: Callable[[str], Path]) -> None:
+    body: dict[str, Any] = {"prompt": LONG["prompt"], "max_tokens": 80}
+    chat = {"messages": [{"role": "user", "content": LONG["prompt"]}], "max_tokens": 80}
+    with process("--artifact", str(demo_artifact("int8")), "--context", "256", "--rows", "2") as (_, client):
+        whole = client.post("/generate", json=body).json()
+        assert whole["text"].strip() and whole["finish_reason"] == "stop"
+        assert client.post("/generate", json=chat).json()["text"] == whole["text"]
+        events = list(stream(client, **body))
+        assert "".join(event["text"] for event in events) == whole["text"]
+        assert events[-1]["usage"] == whole["usage"]
+        response = client.post("/generate", json={"prompt": "abc " * 300, "raw": True})
+        assert response.status_code == 400 and "the context 256" in response.json()["error"]["message"]
+        assert client.get("/health").json()["provider"] == "CPUExecutionProvider"
+
+
+@contextmanager
+def process(*options: str, ready: bool = True) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
+    """The process on a free port, and a client of it."""
+    command = [sys.executable, "-m", "service", "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            line = server.stderr.readline()
+            url = re.match(r"listening on (http://\S+), loading", line)
+            assert url, line
+            with httpx.Client(base_url=url[1], timeout=SECONDS, trust_env=False) as client:
+                if ready:
+                    eventually(lambda: client.get("/health").status_code == 200)
+                yield server, client
+        finally:
+            server.kill()
+
+
+def stream(client: httpx.Client, **body: Any) -> Iterator[dict[str, Any]]:
+    with client.stream("POST", "/generate", json=(body or LONG) | {"stream": True}) as response:
+        for line in response.iter_lines():
+            if line:
+                yield json.loads(line.removeprefix("data: "))
+
+
+def ended(server: "subprocess.Popen[str]") -> tuple[int, list[str]]:
+    """The exit code, and the lines that came after the first."""
+    _, text = server.communicate(timeout=SECONDS)
+    return server.returncode, text.splitlines()
