@@ -31,7 +31,7 @@ serve: .venv/.serve | $(if $(filter artifacts/demo-%,$(ARTIFACT)),$(ARTIFACT)/ma
 artifacts/demo-%/manifest.json: $(DEMO)/model.safetensors $(DEMO_HEADS) | .venv/.serve
 	$(PY) -m export $(DEMO) --heads $(DEMO_HEADS) --precision $* --out artifacts/demo-$*
 
-export: .venv/.serve ## turn CHECKPOINT (and HEADS) into artifacts/NAME
+export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into artifacts/NAME
 	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=DIR [HEADS=PATH] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
 	@needs=$$($(PY) -m export.needs $(HEADS)) && if [ -n "$$needs" ]; then $(MAKE) --no-print-directory .venv/.$$needs; fi
 	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
