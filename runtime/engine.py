@@ -45,7 +45,9 @@ class Engine:
     def __init__(self, session: Session, tokenizer: Tokenizer, config: EngineConfig) -> None:
         manifest = session.manifest
         if config.context > manifest.context:
-            raise ConfigurationError(f"context is {config.context}: {manifest.name} was exported for {manifest.context}")
+            raise ConfigurationError(
+                f"context is {config.context}: {manifest.name} was exported for {manifest.context}"
+            )
         self.config = replace(config, context=config.context or manifest.context)
         self.manifest = manifest
         self.tokenizer = tokenizer
@@ -84,7 +86,9 @@ class Engine:
         limit = min(params.max_tokens, self.config.context - len(prompt))
         reserved = self._reservation(len(prompt), limit, nodes)
         if len(self._scheduler.waiting) >= self.config.queue + self._scheduler.free_rows:
-            raise QueueFullError(f"{len(self._scheduler.waiting)} requests are waiting and the queue holds {self.config.queue}")
+            raise QueueFullError(
+                f"{len(self._scheduler.waiting)} requests are waiting and the queue holds {self.config.queue}"
+            )
         sequence = Sequence(
             id=self._next_id,
             prompt=prompt,
@@ -271,7 +275,9 @@ class Engine:
             raise PromptError("the prompt is empty: it has to have at least one token")
         for i, token in enumerate(prompt):
             if not isinstance(token, int | np.integer) or not 0 <= token < self.manifest.vocab:
-                raise PromptError(f"token {i} of the prompt is {token!r}: the vocabulary is 0 to {self.manifest.vocab - 1}")
+                raise PromptError(
+                    f"token {i} of the prompt is {token!r}: the vocabulary is 0 to {self.manifest.vocab - 1}"
+                )
         if len(prompt) > self.config.context:
             raise ContextError(f"the prompt has {len(prompt)} tokens, the context {self.config.context}")
 
@@ -280,7 +286,9 @@ class Engine:
             return 1
         if self._universe is None:
             if params.speculation != "auto":
-                raise ParameterError(f"speculation is {params.speculation}: {self.manifest.name} was exported without heads")
+                raise ParameterError(
+                    f"speculation is {params.speculation}: {self.manifest.name} was exported without heads"
+                )
             return 1
         return AUTO_NODES[self.manifest.precision] if params.speculation == "auto" else int(params.speculation)
 

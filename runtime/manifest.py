@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,9 @@ class Manifest:
         try:
             raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            raise ArtifactError(f"{directory} is not an artifact: it has no {FILE}; make one with `python -m export`") from None
+            raise ArtifactError(
+                f"{directory} is not an artifact: it has no {FILE}; make one with `python -m export`"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
@@ -71,31 +73,16 @@ class Manifest:
             raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}")
         if extra := raw.keys() - names:
             raise ArtifactError(f"{path} has unknown {', '.join(sorted(extra))}")
+        _check(raw, path)
         accuracy = raw["head_accuracy"]
         raw["head_accuracy"] = None if accuracy is None else tuple(tuple(row) for row in accuracy)
         raw["eos"] = tuple(raw["eos"])
         manifest = cls(**raw)
-        manifest._check(path)
         manifest._check_files(directory, verify)
         return manifest
 
     def write(self, directory: Path) -> None:
         (directory / FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", "utf-8")
-
-    def _check(self, path: Path) -> None:
-        positive = ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "context", "capacity", "draft_top_k")
-        for name in positive:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ArtifactError(f"{path}: {name} is {value!r}, not a whole number of at least 1")
-        if self.form not in FORMS:
-            raise ArtifactError(f"{path}: form is {self.form!r}, this version runs {', '.join(FORMS)}")
-        if self.precision not in PRECISIONS:
-            raise ArtifactError(f"{path}: precision is {self.precision!r}, not one of {', '.join(PRECISIONS)}")
-        if self.capacity < self.context + MAX_NODES:
-            raise ArtifactError(f"{path}: capacity {self.capacity} is below context {self.context} + {MAX_NODES} nodes")
-        if any(not isinstance(t, int) or not 0 <= t < self.vocab for t in self.eos):
-            raise ArtifactError(f"{path}: eos is {list(self.eos)}, not token ids below the vocabulary's {self.vocab}")
 
     def _check_files(self, directory: Path, verify: bool) -> None:
         for name, want in self.files.items():
@@ -106,6 +93,52 @@ class Manifest:
                 raise ArtifactError(f"{file} has {size} bytes, the manifest says {want['size']}: export again")
             if verify and (digest := sha256(file)) != want["sha256"]:
                 raise ArtifactError(f"{file} has SHA-256 {digest}, the manifest says {want['sha256']}: export again")
+
+
+def _check(raw: Mapping[str, Any], path: Path) -> None:
+    """Every field's type and range; after it the values fit the class."""
+
+    def whole(value: object, low: int = 1) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+    def texts(value: object) -> bool:
+        return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+    def token(value: object) -> bool:
+        return whole(value, 0) and int(value) < raw["vocab"]  # type: ignore[call-overload, no-any-return]
+
+    def shares(value: object) -> bool:
+        rows = value if isinstance(value, list) else [None]
+        good = all(isinstance(row, list) and row and all(isinstance(x, int | float) for x in row) for row in rows)
+        return good and len(rows) == raw["medusa_heads"]
+
+    def described(value: object) -> bool:
+        files = value.values() if isinstance(value, dict) else [None]
+        return all(isinstance(f, dict) and whole(f.get("size"), 0) and isinstance(f.get("sha256"), str) for f in files)
+
+    sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "context", "capacity", "draft_top_k")
+    number = "a whole number of at least 1"
+    rules: list[tuple[str, Callable[[Any], bool], str]] = [
+        ("name", lambda v: isinstance(v, str), "a string"),
+        ("form", lambda v: v in FORMS, f"one that this version runs: {', '.join(FORMS)}"),
+        ("precision", lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        *((size, whole, number) for size in sizes),
+        ("medusa_heads", lambda v: whole(v, 0), "a whole number of at least 0"),
+        ("head_accuracy", lambda v: v is None or shares(v), "null, or a list of shares for each Medusa head"),
+        ("bos", lambda v: v is None or token(v), f"null, or a token id below {raw['vocab']}"),
+        ("eos", lambda v: isinstance(v, list) and all(map(token, v)), f"a list of token ids below {raw['vocab']}"),
+        ("chat_template", lambda v: v is None or isinstance(v, str), "null or a string"),
+        ("special", texts, "an object of strings"),
+        ("even_tokens", lambda v: isinstance(v, bool), "true or false"),
+        ("files", described, "an object that gives each file's size and sha256"),
+    ]
+    for name, good, right in rules:
+        if not good(raw[name]):
+            raise ArtifactError(f"{path}: {name} is {raw[name]!r}, not {right}: export again")
+    if raw["capacity"] < raw["context"] + MAX_NODES:
+        raise ArtifactError(
+            f"{path}: capacity {raw['capacity']} is below context {raw['context']} + {MAX_NODES} nodes: export again"
+        )
 
 
 def sha256(path: Path) -> str:

@@ -72,4 +72,6 @@ class EngineConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in low and (not isinstance(value, int) or value < low[field.name]):
-                raise ConfigurationError(f"{field.name} is {value!r}: it has to be a whole number of at least {low[field.name]}")
+                raise ConfigurationError(
+                    f"{field.name} is {value!r}: it has to be a whole number of at least {low[field.name]}"
+                )

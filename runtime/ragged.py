@@ -124,6 +124,8 @@ def _load(path: Path, threads: int) -> ort.InferenceSession:
 
 def _compare(path: Path, session: ort.InferenceSession, want: dict[str, list[int | str]]) -> None:
     have = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    for name in want.keys() | have.keys():
+    for name in want | have:
         if want.get(name) != have.get(name):
-            raise ArtifactError(f"{path}: {name} is {have.get(name)}, the manifest makes it {want.get(name)}: export again")
+            raise ArtifactError(
+                f"{path}: {name} is {have.get(name)}, the manifest makes it {want.get(name)}: export again"
+            )

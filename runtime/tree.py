@@ -70,7 +70,9 @@ class Universe:
             best.append(path)
             head, rank = len(path) - 1, path[-1]
             if rank + 1 < top_k:
-                heapq.heappush(heap, (score / probability[head, rank] * probability[head, rank + 1], (*path[:-1], rank + 1)))
+                heapq.heappush(
+                    heap, (score / probability[head, rank] * probability[head, rank + 1], (*path[:-1], rank + 1))
+                )
             if head + 1 < heads:
                 heapq.heappush(heap, (score * probability[head + 1, 0], (*path, 0)))
         paths = [(), *sorted(best)]
@@ -80,7 +82,9 @@ class Universe:
         self.parent = np.array([place[path[:-1]] if path else -1 for path in paths])
         self.depth = np.array([len(path) for path in paths])
         # [paths, heads]: where each of a path's steps lies in a row's [heads * top_k] ranks
-        self._steps = np.array([[h * top_k + path[h] if h < len(path) else absent for h in range(heads)] for path in paths])
+        self._steps = np.array(
+            [[h * top_k + path[h] if h < len(path) else absent for h in range(heads)] for path in paths]
+        )
         self._last = np.array([(len(path) - 1) * top_k + path[-1] if path else 0 for path in paths])
         self._cost = (DEPTH_COST * self.depth).astype(np.float32)
         self._ancestors = np.eye(len(paths), dtype=bool)

@@ -10,7 +10,7 @@ from export.artifact import Source, export
 
 DEMO = Path(__file__).parents[1] / "export" / "demo"
 CHECKPOINT = DEMO / "model"
-HEADS = DEMO / "heads"
+HEADS = CHECKPOINT / "medusa_lm_head.safetensors"
 
 
 @pytest.fixture(scope="session")

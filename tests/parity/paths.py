@@ -56,7 +56,9 @@ def make_tree(tokens: list[int], parents: list[int]) -> Tree:
     return Tree(tokens, parents, depth, ancestors)
 
 
-def random_tree(rng: np.random.Generator, path: list[int], nodes: int, vocab: int, path_first: bool) -> tuple[Tree, list[int]]:
+def random_tree(
+    rng: np.random.Generator, path: list[int], nodes: int, vocab: int, path_first: bool
+) -> tuple[Tree, list[int]]:
     """A tree that holds `path` from its root, and the slots that path lies in: the first ones, or among other nodes."""
     order = list(range(len(path)))  # at which step of building each path node comes
     if not path_first:
@@ -69,7 +71,11 @@ def random_tree(rng: np.random.Generator, path: list[int], nodes: int, vocab: in
             slots.append(i)
         else:
             parent = int(rng.integers(0, i))
-            ahead = path[slots.index(parent) + 1] if parent in slots[:-1] or parent == slots[-1] and len(slots) < len(path) else -1
+            ahead = (
+                path[slots.index(parent) + 1]
+                if parent in slots[:-1] or parent == slots[-1] and len(slots) < len(path)
+                else -1
+            )
             token = int(rng.integers(0, vocab))
             while (parent, token) in taken or token == ahead:
                 token = int(rng.integers(0, vocab))

@@ -53,4 +53,3 @@ def answer(engine: Engine, asked: list[list[int]], params: list[SamplingParams],
     engine.check_integrity()
     assert not engine.has_work
     return [s.tokens for s in sequences]
-

@@ -22,7 +22,9 @@ def texts(model: Model) -> list[tuple[list[int], list[int], np.ndarray]]:
     """Prompts, continuations, and the logits of running each alone: one chunk, then token by token."""
     rng = np.random.default_rng(0)
     vocab = model.session.manifest.vocab
-    pairs = [(rng.integers(3, vocab, n).tolist(), rng.integers(3, vocab, 7).tolist()) for n in (1, 2, 3, 11, 32, 63, 64, 200)]
+    pairs = [
+        (rng.integers(3, vocab, n).tolist(), rng.integers(3, vocab, 7).tolist()) for n in (1, 2, 3, 11, 32, 63, 64, 200)
+    ]
     return [(prompt, after, model.plain(prompt, after)) for prompt, after in pairs]
 
 

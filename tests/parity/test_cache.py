@@ -26,7 +26,11 @@ def test_only_the_new_tokens_of_a_row_are_written(model: Model) -> None:
     for row, n in enumerate(past):
         new = len(trees[row].tokens) if n else 3
         assert np.array_equal(model.session.cache[:, row, :, :n], before[:, row, :, :n])
-        assert not np.isclose(model.session.cache[:, row, :, n : n + new], before[:, row, :, n : n + new]).all(axis=-1).any()
+        assert (
+            not np.isclose(model.session.cache[:, row, :, n : n + new], before[:, row, :, n : n + new])
+            .all(axis=-1)
+            .any()
+        )
         assert np.array_equal(model.session.cache[:, row, :, n + new :], before[:, row, :, n + new :])
     assert np.array_equal(model.session.cache[:, 5:], before[:, 5:])
 

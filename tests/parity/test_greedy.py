@@ -65,7 +65,9 @@ def test_quantized_answers_fork_only_where_plain_is_undecided(
     model = Model.load(demo_artifact(precision))
     noise = noise_of(model)
     asked = prompts()
-    plain = answer(engine_of(demo_artifact(precision), 1), asked, [SamplingParams(MAX_TOKENS, speculation="off")] * len(asked))
+    plain = answer(
+        engine_of(demo_artifact(precision), 1), asked, [SamplingParams(MAX_TOKENS, speculation="off")] * len(asked)
+    )
     forks, answers = [], 0
     for rows in ROWS:
         for speculation in SPECULATION[1:]:
@@ -78,6 +80,8 @@ def test_quantized_answers_fork_only_where_plain_is_undecided(
                     second, first = np.sort(model.plain(prompt, want[:at])[-1])[-2:]
                     forks.append(float(first - second))
     with capsys.disabled():
-        print(f"\n{precision}: noise {noise:.2e}, {len(forks)} of {answers} answers fork, at margins {sorted(forks)[-5:]}")
+        print(
+            f"\n{precision}: noise {noise:.2e}, {len(forks)} of {answers} answers fork, at margins {sorted(forks)[-5:]}"
+        )
     assert all(margin <= 2 * noise for margin in forks)
     assert len(forks) <= 0.01 * answers

@@ -70,7 +70,8 @@ def test_speculative_tokens_have_the_exact_distribution(demo_artifact: Callable[
         s
         for seed in range(0, samples, 500)
         for s in (
-            engine.add(prompt, SamplingParams(3, seed=seed + i, speculation=32, ignore_eos=True, **setting)) for i in range(500)
+            engine.add(prompt, SamplingParams(3, seed=seed + i, speculation=32, ignore_eos=True, **setting))
+            for i in range(500)
         )
     ]
     while engine.has_work:
@@ -89,7 +90,10 @@ def test_speculative_tokens_have_the_exact_distribution(demo_artifact: Callable[
             rest = 1 - probability[often].sum()
             expected = probability[often] * len(tokens)
             if rest * len(tokens) >= 5:
-                observed, expected = np.append(observed, len(tokens) - observed.sum()), np.append(expected, rest * len(tokens))
+                observed, expected = (
+                    np.append(observed, len(tokens) - observed.sum()),
+                    np.append(expected, rest * len(tokens)),
+                )
             if len(expected) > 1:
                 expected *= observed.sum() / expected.sum()
                 assert stats.chisquare(observed, expected).pvalue > 1e-4

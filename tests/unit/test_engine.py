@@ -55,7 +55,9 @@ def test_random_arrivals_aborts_and_failures(seed: int) -> None:
     """No row leaks, every sequence ends exactly once, and what was not disturbed is plain decoding's answer."""
     rng = random.Random(seed)
     session = FakeSession(rows=4, eos_rate=RATE, seed=seed, luck=rng.random())
-    engine = engine_of(session, chunk=rng.choice([2, 5, 16]), exact=rng.random() < 0.8, kv_memory=rng.choice([6000, 1 << 20]))
+    engine = engine_of(
+        session, chunk=rng.choice([2, 5, 16]), exact=rng.random() < 0.8, kv_memory=rng.choice([6000, 1 << 20])
+    )
     live: list[Sequence] = []
     everyone: list[Sequence] = []
     ends: dict[int, str] = {}
@@ -184,7 +186,9 @@ def test_a_prompt_that_fills_the_context_ends_with_length() -> None:
         ([5] * 50, {"max_tokens": 60}, MemoryBudgetError, r"50 prompt tokens \+ 60 to emit \+ 16 tree nodes"),
     ],
 )
-def test_what_can_never_be_served_is_refused(prompt: list[int], params: dict, error: type[Exception], words: str) -> None:
+def test_what_can_never_be_served_is_refused(
+    prompt: list[int], params: dict, error: type[Exception], words: str
+) -> None:
     engine = engine_of(kv_memory=100 * 8)
     with pytest.raises(error, match=words):
         engine.add(prompt, SamplingParams(**params))

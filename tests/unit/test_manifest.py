@@ -1,0 +1,129 @@
+"""Artifacts that are missing, damaged, of another version, or not what their manifest says."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.artifact import Source, export
+from runtime.engine import Engine
+from runtime.errors import ArtifactError, ConfigurationError
+from runtime.manifest import Manifest, capacity_of
+from runtime.params import EngineConfig
+from tests.checkpoints import medusa_heads, tiny_llama
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    source = Source(tiny_llama(folder / "model"), medusa_heads(folder / "heads"), "fp32")
+    export(source, folder / "tiny", lambda message: None)
+    return folder / "tiny"
+
+
+@pytest.fixture
+def artifact(original: Path, tmp_path: Path) -> Path:
+    shutil.copytree(original, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def change(artifact: Path, **values: Any) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text()) | values
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+
+
+def load(artifact: Path, **config: Any) -> Engine:
+    return Engine.from_artifact(artifact, EngineConfig(**({"rows": 1, "kv_memory": 1 << 24} | config)))
+
+
+def test_a_whole_artifact_loads(artifact: Path) -> None:
+    assert load(artifact, verify=True).manifest == Manifest.read(artifact)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"schema": 2}, "schema 2, this version reads 1"),
+        ({"form": "padded"}, "form is 'padded'"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"layers": 0}, "layers is 0"),
+        ({"vocab": "300"}, "vocab is '300'"),
+        ({"capacity": 128}, "capacity 128 is below context 128 [+] 64 nodes"),
+        ({"eos": [300]}, r"eos is \[300\]"),
+        ({"context": 64, "capacity": capacity_of(64)}, r"decoder.onnx: (new_)?key_0 is .* the manifest makes it"),
+        ({"layers": 3}, r"decoder.onnx: .* is None, the manifest makes it"),
+        ({"layers": 1}, r"decoder.onnx: .* the manifest makes it None"),
+        ({"vocab": 299}, r"decoder.onnx: logits is .*300"),
+        ({"draft_top_k": 9}, r"heads.onnx: (tokens|logprobs) is"),
+        ({"medusa_heads": 2}, r"heads.onnx: (tokens|logprobs) is"),
+        ({"colour": "red"}, "unknown colour"),
+        ({"head_accuracy": [[0.5]]}, "head_accuracy"),
+        ({"eos": 2}, "eos"),
+        ({"files": []}, "files"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(artifact: Path, values: dict[str, Any], words: str) -> None:
+    change(artifact, **values)
+    with pytest.raises(ArtifactError, match=words):
+        load(artifact)
+
+
+def remove_field(artifact: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    del manifest["vocab"]
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+
+
+def flip_byte(artifact: Path) -> None:
+    data = bytearray((artifact / "decoder.onnx.data").read_bytes())
+    data[-1] ^= 1
+    (artifact / "decoder.onnx.data").write_bytes(data)
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda artifact: (artifact / name).write_bytes((artifact / name).read_bytes()[:-1]) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (remove_field, "lacks vocab"),
+        (cut("decoder.onnx.data"), r"decoder.onnx.data has \d+ bytes, the manifest says"),
+        (cut("tokenizer.json"), r"tokenizer.json has \d+ bytes"),
+        (lambda artifact: (artifact / "heads.onnx").unlink(), "heads.onnx is missing"),
+        (lambda artifact: (artifact / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda artifact: (artifact / "manifest.json").write_text("{"), "is not JSON"),
+        (lambda artifact: (artifact / "manifest.json").write_bytes(b"\xff"), "is not JSON"),
+        (lambda artifact: (artifact / "manifest.json").write_text("[]"), "not an object"),
+        (flip_byte, "decoder.onnx.data has SHA-256"),
+    ],
+)
+def test_damaged_files(artifact: Path, damage: Callable[[Path], None], words: str) -> None:
+    damage(artifact)
+    with pytest.raises(ArtifactError, match=words):
+        load(artifact, verify=True)
+
+
+def test_hashes_are_checked_only_when_asked(artifact: Path) -> None:
+    flip_byte(artifact)
+    assert load(artifact).manifest.name == "tiny"
+
+
+def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="python -m export"):
+        load(tmp_path / "nothing")
+
+
+def test_a_graph_that_is_no_graph(artifact: Path) -> None:
+    size = (artifact / "decoder.onnx").stat().st_size
+    (artifact / "decoder.onnx").write_bytes(b"\0" * size)
+    with pytest.raises(ArtifactError, match="decoder.onnx does not load"):
+        load(artifact)
+
+
+def test_a_context_beyond_the_exported_one(artifact: Path) -> None:
+    with pytest.raises(ConfigurationError, match="context is 129: tiny was exported for 128"):
+        load(artifact, context=129)
