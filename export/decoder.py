@@ -134,19 +134,19 @@ class _Decoder:
     def _embed(self) -> str:
         """Gathered, never multiplied; beside quantized weights the table is kept in half the size."""
         table = self.tensor("model.embed_tokens.weight")
-        if self.precision == "fp32":
-            return self.emitter.node("Gather", self.emitter.weight("embed_tokens", table), "tokens", axis=0)
-        rows = self.emitter.node("Gather", self.emitter.weight("embed_tokens", table.astype(np.float16)), "tokens", axis=0)
-        return self.emitter.node("Cast", rows, to=FLOAT)
+        if self.precision != "fp32":
+            table = table.astype(np.float16)
+        rows = self.emitter.node("Gather", self.emitter.weight("embed_tokens", table), "tokens", axis=0)
+        return rows if self.precision == "fp32" else self.emitter.node("Cast", rows, to=FLOAT)
 
     def _norm(self, x: str, added: str | None, name: str) -> tuple[str, str]:
         """RMS norm of x (+ added); returns the normed value and the sum."""
-        weight = self.emitter.weight(name, self.tensor(name))
+        weight, epsilon = self.emitter.weight(name, self.tensor(name)), self.config.norm_eps
         if added is None:
-            return self.emitter.node("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps), x
+            return self.emitter.node("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon), x
         normed, _, _, total = self.emitter.nodes(
             "SkipSimplifiedLayerNormalization", x, added, weight, names=("", "-", "-", ""), domain=MICROSOFT,
-            epsilon=self.config.norm_eps,
+            epsilon=epsilon,
         )  # fmt: skip
         return normed, total
 

@@ -19,7 +19,12 @@ from export.linear import linear
 
 
 def build_heads(
-    config: ModelConfig, heads: MedusaHeads, lm_head: Callable[[], np.ndarray], precision: str, top_k: int, directory: Path
+    config: ModelConfig,
+    heads: MedusaHeads,
+    lm_head: Callable[[], np.ndarray],
+    precision: str,
+    top_k: int,
+    directory: Path,
 ) -> None:
     """Writes heads.onnx and heads.onnx.data; `lm_head` gives the base's [vocab, hidden] for heads without their own."""
     with Emitter(directory / "heads.onnx") as emitter:

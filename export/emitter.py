@@ -88,14 +88,15 @@ class Emitter:
         self._data.write(b"\0" * (-self._data.tell() % ALIGN))
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", Path(self._data.name).name), ("offset", self._data.tell()), ("length", array.nbytes)):
+        place = {"location": Path(self._data.name).name, "offset": self._data.tell(), "length": array.nbytes}
+        for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         self._data.write(array.data)
         self._weights.append(tensor)
         return name
 
     def save(self, graph_name: str) -> None:
-        """Writes the graph and checks it against the operators' schemas."""
+        """Writes the graph; its external data is on disk once the emitter is left."""
         graph = helper.make_graph(self._nodes, graph_name, self._inputs, self._outputs, self._weights)
         model = helper.make_model(
             graph,

@@ -25,8 +25,9 @@ def linear(
     else:
         packed, scale = quantize.int4(weight, INT4_BLOCK)
         y = emitter.node(
-            "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), domain=MICROSOFT,
-            name=product, K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK, accuracy_level=INT4_ACCURACY,
+            "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=product,
+            domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK,
+            accuracy_level=INT4_ACCURACY,
         )  # fmt: skip
     return y if bias is None else emitter.node("Add", y, emitter.weight(f"{name}.bias", bias), name=result)
 
@@ -41,10 +42,8 @@ def _int8(emitter: Emitter, x: str, name: str, weight: np.ndarray, result: str) 
     largest = emitter.node("ReduceMax", emitter.node("Abs", x), emitter.constant([-1]), keepdims=1)
     token_scale = emitter.node("Mul", largest, emitter.constant(1 / 127, np.float32))
     quantized = emitter.node("QuantizeLinear", emitter.node("Div", x, token_scale), one, zero)
+    weight_scale = emitter.weight(f"{name}.scale", scale)
     product = emitter.node(
-        "MatMulIntegerToFloat", quantized, emitter.weight(name, levels), one, emitter.weight(f"{name}.scale", scale), zero,
-        domain=MICROSOFT,
-    )  # fmt: skip
+        "MatMulIntegerToFloat", quantized, emitter.weight(name, levels), one, weight_scale, zero, domain=MICROSOFT
+    )
     return emitter.node("Mul", product, token_scale, name=result)
-
-

@@ -46,5 +46,5 @@ def int4(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
 def int4_values(packed: np.ndarray, scale: np.ndarray, width: int) -> np.ndarray:
     """What `int4` stored, as float32 [out, in]."""
     nibbles = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
-    values = (nibbles.astype(np.float32) - INT4_ZERO) * scale[..., None]
+    values: np.ndarray = (nibbles.astype(np.float32) - INT4_ZERO) * scale[..., None]
     return values.reshape(len(packed), -1)[:, :width]

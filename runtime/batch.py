@@ -23,7 +23,7 @@ class Packer:
         self._chain = np.tri(widest, dtype=bool)  # [nodes, nodes]
         self._steps = np.arange(widest)
 
-    def pack(self, rows: Sequence[tuple[int, list[int] | Tree]]) -> tuple[Batch, list[int | None]]:
+    def pack(self, rows: Sequence[tuple[int, list[int] | Tree]]) -> tuple[Batch, list[int]]:
         """`rows` holds each row's committed length and its work: a tree, or a chunk of prompt.
 
         Returns the batch and, for each row, where its logits begin in `wanted`: all nodes of a tree; of a chunk the

@@ -19,7 +19,13 @@ from tokenizers import Tokenizer
 
 from runtime.batch import Packer
 from runtime.errors import (
-    ArtifactError, ConfigurationError, ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError,
+    ArtifactError,
+    ConfigurationError,
+    ContextError,
+    MemoryBudgetError,
+    ParameterError,
+    PromptError,
+    QueueFullError,
     StepError,
 )  # fmt: skip
 from runtime.manifest import Manifest
@@ -298,8 +304,9 @@ class Engine:
         need = tokens * self.manifest.kv_bytes
         if need > self.config.kv_memory:
             raise MemoryBudgetError(
-                f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {tokens} x {self.manifest.kv_bytes}"
-                f" bytes = {need} of keys and values, the budget is {self.config.kv_memory}: ask for fewer tokens"
+                f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {tokens} x"
+                f" {self.manifest.kv_bytes} bytes = {need} of keys and values, the budget is {self.config.kv_memory}:"
+                " ask for fewer tokens"
             )
         return need
 

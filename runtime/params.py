@@ -41,7 +41,7 @@ class SamplingParams:
             ("top_k", whole(self.top_k) and self.top_k >= 0, "a whole number, 0 for no limit"),
             ("top_p", number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1"),
             ("min_p", number(self.min_p) and 0 <= self.min_p <= 1, "a number from 0 to 1"),
-            ("seed", self.seed is None or whole(self.seed) and 0 <= self.seed < 2**64, "a whole number from 0 to 2**64 - 1"),
+            ("seed", self.seed is None or whole(self.seed) and 0 <= self.seed < 2**64, "a whole number below 2**64"),
             ("stop", len(self.stop) <= MAX_STOPS and all(isinstance(s, str) and s for s in self.stop),
              f"at most {MAX_STOPS} strings, none of them empty"),
             ("stop_token_ids", all(whole(t) and t >= 0 for t in self.stop_token_ids), "token ids, from 0"),

@@ -97,7 +97,7 @@ class RaggedSession:
     def _check(self, directory: Path) -> None:
         """The graphs' real inputs and outputs against the manifest."""
         m = self.manifest
-        cache = ["rows", 1, m.kv_heads, m.capacity, m.head_dim]
+        cache: list[int | str] = ["rows", 1, m.kv_heads, m.capacity, m.head_dim]
         want: dict[str, list[int | str]] = {
             "tokens": ["tokens"], "depth": ["tokens"], "length": ["rows"], "count": ["rows"],
             "ancestors": ["rows", "nodes", "nodes"], "wanted": ["wanted"],

@@ -1,7 +1,7 @@
 """A model without a model: a session whose next token is a hash of the tokens a node really sees.
 
-It keeps a cache of token ids, written and moved exactly as a real one's keys and values are. A wrong ancestor, position,
-commit or copy therefore changes the text, as it would with real attention.
+It keeps a cache of token ids, written and moved exactly as a real one's keys and values are. A wrong ancestor,
+position, commit or copy therefore changes the text, as it would with real attention.
 """
 
 import zlib
@@ -21,8 +21,8 @@ HEADS, TOP_K = 4, 5
 def fake_manifest(**changes: object) -> Manifest:
     values: dict[str, object] = {
         "schema": 1, "name": "fake", "form": "ragged", "precision": "fp32", "layers": 1, "hidden": 1, "heads": 1,
-        "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 128, "capacity": capacity_of(128), "medusa_heads": HEADS,
-        "draft_top_k": TOP_K, "head_accuracy": None, "bos": None, "eos": (EOS,), "chat_template": None, "special": {},
+        "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 128, "capacity": capacity_of(128),
+        "medusa_heads": HEADS, "draft_top_k": TOP_K, "head_accuracy": None, "bos": None, "eos": (EOS,), "chat_template": None, "special": {},
         "even_tokens": False, "files": {},
     }  # fmt: skip
     return Manifest(**(values | changes))  # type: ignore[arg-type]

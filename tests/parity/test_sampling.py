@@ -1,4 +1,4 @@
-"""Seeded sampling: the same text whatever speculates and whoever shares the batch, from exactly the model's distribution."""
+"""Seeded sampling: the same text whatever speculates and shares the batch, drawn from exactly the distribution."""
 
 from collections.abc import Callable
 from pathlib import Path
