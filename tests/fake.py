@@ -22,8 +22,8 @@ def fake_manifest(**changes: object) -> Manifest:
     values: dict[str, object] = {
         "schema": 1, "name": "fake", "form": "ragged", "precision": "fp32", "layers": 1, "hidden": 1, "heads": 1,
         "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 128, "capacity": capacity_of(128),
-        "medusa_heads": HEADS, "draft_top_k": TOP_K, "head_accuracy": None, "bos": None, "eos": (EOS,), "chat_template": None, "special": {},
-        "even_tokens": False, "files": {},
+        "medusa_heads": HEADS, "draft_top_k": TOP_K, "head_accuracy": None, "bos": None, "eos": (EOS,),
+        "chat_template": None, "special": {}, "even_tokens": False, "files": {},
     }  # fmt: skip
     return Manifest(**(values | changes))  # type: ignore[arg-type]
 

@@ -30,7 +30,7 @@ from export.train_heads import Options, train_heads
 WORK = Path(__file__).with_name(".work")
 REPORT = Path(__file__).with_name("report.json")
 HEADS = "medusa_lm_head.safetensors"
-HEAD_PHRASINGS = 4  # trained phrasings an object gives to the heads, and one held out to measure them
+HEAD_PHRASINGS = 3  # trained phrasings an object gives to the heads, and one held out to measure them
 HEAD_OPTIONS = Options(epochs=8, lr=2e-3, held_out=1 / (HEAD_PHRASINGS + 1))
 
 

@@ -67,8 +67,8 @@ class Graph:
         ]  # fmt: skip
         scanned = ["key", "value", "bias", "begin", "end", "square", "left", "right", "last", "total"]
         kinds = {
-            "last": (INT32, [1]), "total": (INT32, []), "begin": (INT64, [1]), "end": (INT64, [1]), "square": (INT64, [2]),
-            "left": (INT64, [8]), "right": (INT64, [6]), "bias": (FLOAT, [1, 1, k, k]), "key": (FLOAT, self.cache),
+            "last": (INT32, [1]), "total": (INT32, []), "begin": (INT64, [1]), "end": (INT64, [1]),
+            "square": (INT64, [2]), "left": (INT64, [8]), "right": (INT64, [6]), "bias": (FLOAT, [1, 1, k, k]), "key": (FLOAT, self.cache),
             "value": (FLOAT, self.cache), "qkv": (FLOAT, [1, k, self.width]), "position": (INT64, [1, k]),
         }  # fmt: skip
         if not one:
