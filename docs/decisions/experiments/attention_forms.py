@@ -68,8 +68,9 @@ class Graph:
         scanned = ["key", "value", "bias", "begin", "end", "square", "left", "right", "last", "total"]
         kinds = {
             "last": (INT32, [1]), "total": (INT32, []), "begin": (INT64, [1]), "end": (INT64, [1]),
-            "square": (INT64, [2]), "left": (INT64, [8]), "right": (INT64, [6]), "bias": (FLOAT, [1, 1, k, k]), "key": (FLOAT, self.cache),
-            "value": (FLOAT, self.cache), "qkv": (FLOAT, [1, k, self.width]), "position": (INT64, [1, k]),
+            "square": (INT64, [2]), "left": (INT64, [8]), "right": (INT64, [6]), "bias": (FLOAT, [1, 1, k, k]),
+            "key": (FLOAT, self.cache), "value": (FLOAT, self.cache), "qkv": (FLOAT, [1, k, self.width]),
+            "position": (INT64, [1, k]),
         }  # fmt: skip
         if not one:
             body.insert(0, node("Sub", [inside("end"), inside("begin")], [inside("count")]))
