@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("page.html")
 RETRY_AFTER = "1"  # seconds: a step, or a load, is of that order
 
+RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 429, 500, 503)}
+RESPONSES[200] = {"content": {"text/event-stream": {}}}
+
 T = TypeVar("T")
 router = APIRouter()
 
@@ -46,11 +49,7 @@ def create_app(engine: EngineThread) -> FastAPI:
     return app
 
 
-@router.post(
-    "/generate",
-    response_model=GenerateResponse,
-    responses={status: {"model": ErrorResponse} for status in (400, 429, 500, 503)},
-)
+@router.post("/generate", response_model=GenerateResponse, responses=RESPONSES)
 async def generate(body: GenerateRequest, http: Request) -> Response:
     """The answer to a prompt or to messages, whole or, with `stream`, as server-sent events.
 
@@ -73,7 +72,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     except BaseException:
         answer.cancel()
         raise
-    return JSONResponse(GenerateResponse.of(whole, sequence).model_dump())
+    return JSONResponse(GenerateResponse.of(whole, sequence.finish_reason, sequence).model_dump())
 
 
 @router.get("/health", responses={503: {"description": "loading, draining, or the engine has stopped"}})
@@ -113,10 +112,11 @@ async def _events(answer: Answer, sequence: "Sequence") -> AsyncIterator[str]:
     try:
         async for text in answer.texts():
             yield _event({"text": text})
-        last = GenerateResponse.of("", sequence)
     except GorgonError as error:
-        last = GenerateResponse.of("", sequence, error)
-    yield _event(last.model_dump())
+        last = GenerateResponse.of("", "error", sequence).model_dump() | {"error": Failure.of(error).model_dump()}
+    else:
+        last = GenerateResponse.of("", sequence.finish_reason, sequence).model_dump()
+    yield _event(last)
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from runtime.errors import GorgonError, ParameterError
+from runtime.errors import ParameterError
 from runtime.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -122,27 +122,25 @@ class ErrorResponse(BaseModel):
 
 
 class GenerateResponse(BaseModel):
-    """A whole answer; also the last event of a stream, whose earlier ones brought the text."""
+    """A whole answer; the last event of a stream has the same fields, its text empty."""
 
     text: str
     finish_reason: Literal["stop", "length", "error"]
     usage: Usage
     speculation: Speculation
-    error: Failure | None = Field(None, exclude_if=lambda error: error is None)  # of a stream that ended early
 
     @classmethod
-    def of(cls, text: str, sequence: "Sequence", error: GorgonError | None = None) -> Self:
-        return cls.model_validate(
-            {
-                "text": text,
-                "finish_reason": sequence.finish_reason if error is None else "error",
-                "usage": Usage(prompt_tokens=len(sequence.prompt), completion_tokens=len(sequence.tokens)),
-                "speculation": Speculation(
-                    steps=sequence.steps,
-                    drafted=sequence.drafted,
-                    accepted=sequence.accepted,
-                    tokens_per_step=(len(sequence.tokens) - 1) / sequence.steps if sequence.steps else None,
-                ),
-                "error": None if error is None else Failure.of(error),
-            }
-        )
+    def of(cls, text: str, finish_reason: str | None, sequence: "Sequence") -> Self:
+        decoded = len(sequence.tokens) - 1  # tokens that decode steps emitted
+        values = {
+            "text": text,
+            "finish_reason": finish_reason,
+            "usage": {"prompt_tokens": len(sequence.prompt), "completion_tokens": len(sequence.tokens)},
+            "speculation": {
+                "steps": sequence.steps,
+                "drafted": sequence.drafted,
+                "accepted": sequence.accepted,
+                "tokens_per_step": decoded / sequence.steps if sequence.steps else None,
+            },
+        }
+        return cls.model_validate(values)

@@ -43,8 +43,8 @@ def serve(load: Callable[[], "Engine"], listener: socket.socket, drain_seconds: 
 class Server(uvicorn.Server):
     """Drains: after the first SIGTERM or Ctrl-C it finishes what runs, while new requests get 503.
 
-    It leaves when nothing runs any more, when `drain_seconds` have passed, or at the second signal; also when the
-    engine cannot be loaded. Requests that still run then end with an error.
+    It leaves when every request has its answer, when `drain_seconds` have passed, or at the second signal; also when
+    the engine cannot be loaded. Answers that still run then end with an error.
     """
 
     def __init__(self, engine: EngineThread, drain_seconds: float) -> None:
@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
                 logger.info("finishing %d requests, at most %g s; stop again to leave now", live, self._drain_seconds)
         if self._leave_by is None:
             return leave
-        return leave or self._signals > 1 or not self._engine.live or time.monotonic() >= self._leave_by
+        return leave or self._signals > 1 or not self.server_state.tasks or time.monotonic() >= self._leave_by
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.end_all("the server has stopped before the answer was complete")

@@ -137,13 +137,17 @@ def test_a_stopping_server_does_not_wait_for_ever(signals: int) -> None:
         server.await_end()
 
 
-def test_a_client_that_never_finishes_its_request_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_half_sent_request_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch, signals: int) -> None:
     monkeypatch.setattr("service.server.GRACE_SECONDS", 0.2)
-    with serving(lambda: engine_on(HeldSession())) as server, socket.create_connection(server.address) as connection:
-        connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
-        eventually(lambda: len(server.server.server_state.tasks) == 1)
-        server.signal()
-        server.await_end()
+    drain_seconds = 0.0 if signals == 1 else 60.0
+    with serving(lambda: engine_on(HeldSession()), drain_seconds) as server:
+        with socket.create_connection(server.address) as connection:
+            connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            eventually(lambda: len(server.server.server_state.tasks) == 1)
+            for _ in range(signals):
+                server.signal()
+            server.await_end()
 
 
 def refused(server: Serving, reason: str) -> None:
