@@ -11,7 +11,7 @@ from export.config import ModelConfig
 from export.decoder import Progress, build_decoder
 from export.directory import check, replacing
 from export.draft_heads import build_heads
-from export.heads import MedusaHeads
+from export.heads import MedusaHeads, known_accuracy
 from export.linear import INT4_BLOCK
 from export.selftest import Report
 from export.tokenizer import FILE as TOKENIZER
@@ -66,7 +66,7 @@ def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Rep
             capacity=capacity_of(config.context),
             medusa_heads=0 if heads is None else heads.count,
             draft_top_k=top_k,
-            head_accuracy=None,
+            head_accuracy=None if heads is None or source.heads is None else known_accuracy(source.heads, heads.count),
             bos=config.bos,
             eos=config.eos,
             chat_template=tokenizer.chat_template,

@@ -83,6 +83,25 @@ class MedusaHeads:
         return shapes | {name: (config.vocab, config.hidden) for name in self._lms if name is not None}
 
 
+def known_accuracy(path: Path, heads: int) -> tuple[tuple[float, ...], ...] | None:
+    """[heads][top-1, top-2, ... cumulative] on held-out text, from the .json that train_heads writes beside its heads;
+    None where there is no such file."""
+    file = locate(path).with_suffix(".json")
+    if not file.exists():
+        return None
+    accuracy = read_object(file).get("accuracy")
+    rows = accuracy.get("held_out") if isinstance(accuracy, dict) else None
+    if not isinstance(rows, list) or len(rows) != heads or not all(map(_shares, rows)):
+        raise CheckpointError(
+            f"{file}: accuracy.held_out is {rows!r}, expected for each of {heads} heads a list of shares from 0 to 1"
+        )
+    return tuple(tuple(row) for row in rows)
+
+
+def _shares(row: object) -> bool:
+    return isinstance(row, list) and bool(row) and all(isinstance(x, int | float) and 0 <= x <= 1 for x in row)
+
+
 def locate(path: Path) -> Path:
     """The file of the heads: `path` itself, or the first of NAMES in it."""
     if path.is_file():

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from export.config import ModelConfig
-from export.heads import MedusaHeads, locate
+from export.heads import MedusaHeads, known_accuracy, locate
 from export.needs import main as needs
 from runtime.errors import CheckpointError, TensorError
 from tests.checkpoints import medusa_heads, medusa_tensors, tiny_llama
@@ -199,3 +199,15 @@ def test_heads_are_read_anew_each_time(tmp_path: Path, config: ModelConfig) -> N
     first, again = heads.lm(0), heads.lm(0)
     assert first is not again and np.array_equal(first, again)  # type: ignore[arg-type]
     assert np.array_equal(first, load_file(tmp_path / "heads" / "medusa_lm_head.safetensors")["0.1.weight"])  # type: ignore[arg-type]
+
+
+def test_accuracies_lie_beside_the_heads(tmp_path: Path) -> None:
+    heads = medusa_heads(tmp_path / "heads", count=2)
+    assert known_accuracy(heads, 2) is None
+    beside = heads / "medusa_lm_head.json"
+    beside.write_text(json.dumps({"accuracy": {"held_out": [[0.5, 0.75], [0.25, 0.5]], "trained": None}}))
+    assert known_accuracy(heads, 2) == ((0.5, 0.75), (0.25, 0.5))
+    for bad in ({"accuracy": 1}, {"accuracy": {"held_out": [[0.5]]}}, {"accuracy": {"held_out": [[0.5], [2]]}}):
+        beside.write_text(json.dumps(bad))
+        with pytest.raises(CheckpointError, match="medusa_lm_head.json: accuracy.held_out is"):
+            known_accuracy(heads, 2)
