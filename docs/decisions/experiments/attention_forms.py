@@ -4,7 +4,7 @@ one   a single Scan over all rows; its body cuts each row's nodes out of the pac
 two   a Scan over the decode rows and one over the prefill rows, each over inputs padded to its own widest row; without
       a prefill the second runs one scratch row
 
-Run from the repository's root:  .venv/bin/python docs/decisions/experiments/attention_forms.py
+Run:  .venv/bin/python -m docs.decisions.experiments.attention_forms
 """
 
 import time

@@ -1,6 +1,6 @@
 """Linear layers by precision and number of tokens: ms a product, as export/linear.py emits them.
 
-Run from the repository's root:  .venv/bin/python docs/decisions/experiments/linear_layers.py [IN OUT COPIES]
+Run:  .venv/bin/python -m docs.decisions.experiments.linear_layers [IN OUT COPIES]
 """
 
 import sys
