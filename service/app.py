@@ -152,6 +152,9 @@ async def _invalid_body(http: Request, error: Exception) -> Response:
     """FastAPI's detail without the input, which may be long, private, or (NaN, half a surrogate pair) not be JSON."""
     assert isinstance(error, RequestValidationError)
     detail = [{key: item[key] for key in ("type", "loc", "msg")} for item in error.errors()]
+    if isinstance(error.body, bytes):  # not read as JSON, so nothing else has been looked at
+        message = "the body is JSON and has to say so: content-type: application/json"
+        detail = [{"type": "content_type", "loc": ("header", "content-type"), "msg": message}]
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
 

@@ -97,7 +97,8 @@ def test_what_is_no_json_object_is_refused(server: Serving, body: bytes, status:
 
 
 def test_other_content_types_paths_and_methods(server: Serving) -> None:
-    assert server.client.post("/generate", data={"prompt": "a"}).status_code == 422
+    response = server.client.post("/generate", data={"prompt": "a"})
+    assert (response.status_code, response.json()["detail"][0]["loc"]) == (422, ["header", "content-type"])
     assert server.client.get("/generate").status_code == 405
     assert server.client.post("/v1/generate", json={"prompt": "a"}).status_code == 404
 
