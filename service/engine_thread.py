@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import NotReadyError, QueueFullError, StepError
 from runtime.params import SamplingParams
+from runtime.prompts import Prompts
 from service.answer import Answer
-from service.prompts import Prompts
 
 if TYPE_CHECKING:
     from runtime.engine import Engine

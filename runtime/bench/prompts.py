@@ -3,14 +3,12 @@
 import json
 import random
 from pathlib import Path
-from typing import NoReturn
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from runtime.errors import ConfigurationError, PromptError
+from runtime.errors import ConfigurationError
 from runtime.manifest import Manifest
+from runtime.prompts import Prompts
 
 MT_BENCH = Path(__file__).with_name("data") / "mt_bench_questions.jsonl"
 MT_BENCH_TEMPLATE = "{turns[0]}"
@@ -41,30 +39,11 @@ def questions(path: Path, template: str, without: str | None, seed: int) -> list
 
 def encode(texts: list[str], manifest: Manifest, tokenizer: Tokenizer, raw: bool) -> list[list[int]]:
     """Token ids: `raw` text as it is, otherwise as one user message of the artifact's chat template."""
-    if not raw:
-        texts = [_chat(text, manifest) for text in texts]
-    ids: list[list[int]] = [tokenizer.encode(text, add_special_tokens=raw).ids for text in texts]
-    return ids
+    prompts = Prompts(manifest, tokenizer)
+    return [prompts.raw(text) if raw else prompts.question(text) for text in texts]
 
 
 def random_prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:
     """`count` prompts of `length` tokens that mean nothing."""
     rng = random.Random(seed)
     return [[rng.randrange(vocab) for _ in range(length)] for _ in range(count)]
-
-
-def _chat(text: str, manifest: Manifest) -> str:
-    if manifest.chat_template is None:
-        raise ConfigurationError(f"{manifest.name} has no chat template: give --raw")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    messages = [{"role": "user", "content": text}]
-    try:
-        template = environment.from_string(manifest.chat_template)
-        return template.render(messages=messages, add_generation_prompt=True, **manifest.special)
-    except TemplateError as error:
-        raise PromptError(f"the chat template of {manifest.name} refuses {text!r}: {error}") from None
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)

@@ -128,7 +128,7 @@ def test_prompts_go_through_the_chat_template() -> None:
     assert encode(["x"], manifest, tokenizer, raw=True) == [[tokenizer.token_to_id("x")]]
     with pytest.raises(PromptError, match="no systems"):
         encode(["x"], fake_manifest(chat_template="{{ raise_exception('no systems') }}"), tokenizer, raw=False)
-    with pytest.raises(ConfigurationError, match="--raw"):
+    with pytest.raises(PromptError, match="no chat template"):
         encode(["x"], fake_manifest(), tokenizer, raw=False)
 
 

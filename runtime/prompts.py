@@ -49,7 +49,7 @@ class Prompts:
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         if self._template is None:
-            raise PromptError(f"{self._name} has no chat template: send a prompt with raw: true")
+            raise PromptError(f"{self._name} has no chat template: send a raw prompt")
         try:
             return self._template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from runtime.errors import ArtifactError, PromptError
-from service.prompts import Prompts
+from runtime.prompts import Prompts
 from tests.fake import fake_manifest, fake_tokenizer
 
 DEMO = Path(__file__).parents[2] / "export" / "demo" / "model"
