@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -151,3 +152,52 @@ def test_shared_prefix_training_computes_what_transformers_computes() -> None:
         own = decoder(prefix, rows)
         whole = reference.model(torch.cat([prefix.expand(3, -1), rows], dim=1)).last_hidden_state
     assert torch.allclose(own, whole[:, 5:], atol=1e-4)
+
+
+def test_interrupted_base_training_ends_in_the_same_weights(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of the second pass, after the first was saved."""
+    torch = pytest.importorskip("torch")
+    from export.demo import train as module
+
+    corpus = module.tokenize(tokenizer, load_entries()[:6])
+    recipe = module.Recipe(passes=3, batch=2, warmup=1)
+    whole, _ = module.train(corpus, recipe, tmp_path / "whole")
+    learn, steps = module.learn, 0
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return learn(*arguments)
+
+    monkeypatch.setattr(module, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.train(corpus, recipe, tmp_path / "broken")
+    resumed, _ = module.train(corpus, recipe, tmp_path / "broken")
+    assert steps == 5 + 6  # the saved first pass is not run again
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_tokens_per_step_counts_accepted_nodes_and_one_more() -> None:
+    """Four tokens after an answer's first: two accepted and one more, then one that no node proposed."""
+    pytest.importorskip("torch")
+    import numpy as np
+
+    from export.demo.report import best_tree, tokens_per_step
+
+    chances = np.array([[0.6, 0.3], [0.5, 0.1]])
+    assert best_tree(chances, 3) == {(0,), (1,), (0, 0)}
+    ranks = np.array([[0, 0], [1, 1], [0, 0], [5, -1]])
+    assert tokens_per_step([ranks], {(0,), (1,), (0, 0)}) == 4 / 2
+    assert tokens_per_step([ranks], set()) == 1
+
+
+def test_committed_report_meets_the_aims() -> None:
+    report = json.loads(DATA.with_name("report.json").read_text())
+    assert report["word_for_word"]["trained"] >= 0.9
+    assert report["word_for_word"]["held_out_phrasings"] >= 0.8
+    assert report["recipe"]["heads"]["heads"] == len(report["head_accuracy"]["trained"]) == 5
+    assert len(report["tree"]) == 16
