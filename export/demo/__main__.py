@@ -5,6 +5,8 @@ import hashlib
 import json
 import random
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from export.demo import extract, report, tokenizer
+from export.demo import report, tokenizer
 from export.demo.dialogue import (
     DATA,
     EOS,
@@ -75,7 +77,7 @@ def main() -> None:
         print(report.table(report.measure(args.model, load_entries())))
         return
     if args.extract or not DATA.exists():
-        print(f"{extract.write(DATA)} objects in {DATA}")
+        subprocess.run([sys.executable, "-m", "export.demo.extract"], check=True)
     entries = load_entries()
     recipe = replace(Recipe(), passes=args.passes)
     if args.fresh:
@@ -107,4 +109,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: the same command goes on from here") from None

@@ -1,7 +1,9 @@
 """Extracts data.jsonl: the first paragraph of the docstring of about 2,000 standard-library objects.
 
 Run once; the result is committed with the Python version it came from, so that training and tests do not depend on the
-interpreter at hand. Text: Copyright Python Software Foundation, under the PSF licence (LICENSE-PSF).
+interpreter at hand. It runs as a program of its own (`python -m export.demo.extract`): libraries such as PyTorch put
+functions of theirs in the place of the standard library's. The texts are Copyright Python Software Foundation, under
+the PSF licence (LICENSE-PSF).
 """
 
 import importlib
@@ -159,3 +161,8 @@ def write(path: Path) -> int:
     header = {"python": sys.version.split()[0], "licence": "PSF-2.0", "objects": len(rows)}
     path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
     return len(rows)
+
+
+if __name__ == "__main__":
+    data = Path(__file__).with_name("data.jsonl")
+    print(f"{write(data)} objects in {data}")
