@@ -38,7 +38,7 @@ export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into art
 
 bench: .venv/.bench | $(if $(filter artifacts/demo-%,$(ARTIFACT)),$(ARTIFACT)/manifest.json) ## measure ARTIFACT, plain against speculative
 	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) --prompts export/demo/data.jsonl \
-	    --template "What does {name} do?" --without heldout --speculation off,4,16 --concurrency 1,8
+	    --template "What does {name} do?" --without heldout --requests 64 --speculation off,4,8,16 --concurrency 1,8
 
 test: .venv/.test ## run the tests, minutes
 	$(PY) -m pytest -m "not slow"

@@ -30,10 +30,17 @@ def build_heads(
     with Emitter(directory / "heads.onnx") as emitter:
         emit, const = emitter.node, emitter.constant
         hidden = emitter.input("hidden", FLOAT, ["rows", config.hidden])
+        blocks = [heads.resblock(h) for h in range(heads.count)]
+        # the heads' first layers share their input, so they are one product
+        weight, bias = (np.concatenate([block[0][part] for block in blocks]) for part in (0, 1))
+        inner = linear(emitter, hidden, "heads.0", weight, bias, precision)
+        gated = emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)
         every = []
-        for h in range(heads.count):
-            emitter.scope, x = f"head_{h}/", hidden
-            for layer, (weight, bias) in enumerate(heads.resblock(h)):
+        parts = emitter.nodes("Split", gated, names=[""] * heads.count, axis=-1, num_outputs=heads.count)
+        for h, first in enumerate(parts):
+            emitter.scope = f"head_{h}/"
+            x = emit("Add", hidden, first)
+            for layer, (weight, bias) in enumerate(blocks[h][1:], 1):
                 inner = linear(emitter, x, f"head_{h}.{layer}", weight, bias, precision)
                 x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
             own = heads.lm(h)

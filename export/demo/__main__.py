@@ -33,7 +33,7 @@ WORK = Path(__file__).with_name(".work")
 REPORT = Path(__file__).with_name("report.json")
 HEADS = "medusa_lm_head.safetensors"
 HEAD_PHRASINGS = 3  # trained phrasings an object gives to the heads, and one held out to measure them
-HEAD_OPTIONS = Options(epochs=8, lr=2e-3, held_out=1 / (HEAD_PHRASINGS + 1))
+HEAD_OPTIONS = Options(epochs=24, lr=2e-3, batch=512, held_out=1 / (HEAD_PHRASINGS + 1))
 
 
 def arguments() -> argparse.Namespace:

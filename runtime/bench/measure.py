@@ -1,7 +1,8 @@
 """One run of a benchmark: some prompts through an engine, a fixed number at a time, and what the steps cost.
 
-Decoding is measured where it is steady: over the steps in which exactly `concurrency` sequences decode and none
-prefills. The start, the prompts and the tail of a run count only towards `seconds` and `tokens`.
+Sequences start `concurrency` together, the next ones when all of those have ended: answers may be too short for steps
+without a prompt otherwise. Decoding is measured where it is steady: over the steps in which exactly `concurrency`
+sequences decode and none prefills. Prompts and tails count only towards `seconds` and `tokens`.
 """
 
 import time
@@ -66,9 +67,9 @@ def measure(engine: Engine, setting: Setting, prompts: Sequence[list[int]], para
     load, begin = OtherLoad(), time.perf_counter()
     after = engine.stats()
     while waiting or live:
-        while waiting and live < setting.concurrency:
-            engine.add(waiting.popleft(), params)
-            live += 1
+        if not live:
+            together = [waiting.popleft() for _ in range(min(setting.concurrency, len(waiting)))]
+            live = len([engine.add(prompt, params) for prompt in together])
         before, began = after, time.perf_counter()
         outputs = engine.step()
         elapsed = time.perf_counter() - began
