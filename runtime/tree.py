@@ -44,6 +44,9 @@ class Tree:
         return None
 
 
+_NO_DEPTH, _SELF = np.zeros(1, np.int64), np.ones((1, 1), bool)
+
+
 def rank_probabilities(accuracy: Sequence[Sequence[float]], top_k: int) -> np.ndarray:
     """[heads, top_k]: how likely each rank is right, from cumulative accuracies; ranks past those known halve."""
     rows = []
@@ -99,29 +102,26 @@ class Universe:
         """
         rows = len(roots)
         padded = np.zeros((rows, logprobs.shape[1] * logprobs.shape[2] + 1), np.float32)
-        np.clip(logprobs.reshape(rows, -1), FLOOR, 0.0, out=padded[:, :-1])
-        cost = self._cost - padded[:, self._steps].sum(axis=2)  # [rows, paths], the root's is 0 and the least
-        candidates = tokens.reshape(rows, -1)[:, self._last]  # [rows, paths]
+        np.maximum(logprobs.reshape(rows, -1), FLOOR, out=padded[:, :-1])
+        np.minimum(padded, 0.0, out=padded)
+        cost = self._cost - np.add.reduce(padded.take(self._steps, axis=1), axis=2)  # [rows, paths], least for the root
+        candidates = tokens.reshape(rows, -1).take(self._last, axis=1)  # [rows, paths]
         candidates[:, 0] = roots
         trees = []
         for row, size in enumerate(sizes):
             if size < len(self.paths):
-                chosen = np.sort(np.argpartition(cost[row], size - 1)[:size])
+                chosen = cost[row].argpartition(size - 1)[:size]
+                chosen.sort()
             else:
                 chosen = np.arange(len(self.paths))
-            parents = np.searchsorted(chosen, self.parent[chosen])
+            parents = chosen.searchsorted(self.parent.take(chosen))
             parents[0] = -1
-            trees.append(
-                Tree(
-                    candidates[row, chosen].tolist(),
-                    parents.tolist(),
-                    self.depth[chosen],
-                    self._ancestors[chosen[:, None], chosen],
-                )
-            )
+            ancestors = self._ancestors.take(chosen, axis=0).take(chosen, axis=1)
+            picked = candidates[row].take(chosen).tolist()
+            trees.append(Tree(picked, parents.tolist(), self.depth.take(chosen), ancestors))
         return trees
 
 
 def lone(root: int) -> Tree:
     """The tree of plain decoding: the root alone."""
-    return Tree([root], [-1], np.zeros(1, np.int64), np.ones((1, 1), bool))
+    return Tree([root], [-1], _NO_DEPTH, _SELF)

@@ -183,7 +183,7 @@ def test_a_prompt_that_fills_the_context_ends_with_length() -> None:
         ([5, -1], {}, PromptError, "token 1 of the prompt is -1"),
         ([5] * 129, {}, ContextError, "129 tokens, the context 128"),
         ([5], {"stop_token_ids": (VOCAB,)}, ParameterError, "stop_token_ids has 97"),
-        ([5] * 50, {"max_tokens": 60}, MemoryBudgetError, r"50 prompt tokens \+ 60 to emit \+ 16 tree nodes"),
+        ([5] * 50, {"max_tokens": 60}, MemoryBudgetError, r"50 prompt tokens \+ 60 to emit \+ 6 tree nodes"),
     ],
 )
 def test_what_can_never_be_served_is_refused(
