@@ -5,6 +5,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from export import selftest
 from export.checkpoint import LM_HEAD, Checkpoint
 from export.config import ModelConfig
@@ -51,6 +53,7 @@ def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Rep
             build_heads(config, heads, lambda: checkpoint.tensor(LM_HEAD), source.precision, top_k, directory)
         checkpoint.finish()
         (directory / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
+        graph = onnx.load(directory / "decoder.onnx", load_external_data=False).graph
         manifest = Manifest(
             schema=SCHEMA,
             name=out.name,
@@ -72,6 +75,8 @@ def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Rep
             chat_template=tokenizer.chat_template,
             special=tokenizer.special,
             even_tokens=source.precision == "int4" and INT4_BLOCK > 32,  # then an odd last token takes another kernel
+            inputs=tuple(value.name for value in graph.input),
+            outputs=tuple(value.name for value in graph.output),
             files={p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(directory.iterdir())},
         )
         manifest.write(directory)

@@ -14,6 +14,17 @@ SCHEMA = 1
 FILE = "manifest.json"
 FORMS = ("ragged",)
 PRECISIONS = ("fp32", "int8", "int4")
+STEP_INPUTS = (
+    "tokens",
+    "depth",
+    "length",
+    "count",
+    "ancestors",
+    "wanted",
+)  # of decoder.onnx, beside each layer's cache
+STEP_OUTPUTS = ("logits", "argmax", "hidden")
+FILES = ("decoder.onnx", "decoder.onnx.data", "tokenizer.json")
+HEAD_FILES = ("heads.onnx", "heads.onnx.data")
 
 
 def capacity_of(context: int) -> int:
@@ -45,6 +56,8 @@ class Manifest:
     chat_template: str | None
     special: Mapping[str, str]  # bos_token, eos_token: for the chat template
     even_tokens: bool  # an even number of packed tokens keeps results bit-equal (int4, block 128)
+    inputs: tuple[str, ...]  # of decoder.onnx, in its order
+    outputs: tuple[str, ...]
     files: Mapping[str, Mapping[str, int | str]]
 
     @property
@@ -70,13 +83,14 @@ class Manifest:
             raise ArtifactError(f"{path} has schema {raw.get('schema')!r}, this version reads {SCHEMA}: export again")
         names = {f.name for f in fields(cls)}
         if missing := names - raw.keys():
-            raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}")
+            raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}: export again")
         if extra := raw.keys() - names:
             raise ArtifactError(f"{path} has unknown {', '.join(sorted(extra))}")
         _check(raw, path)
         accuracy = raw["head_accuracy"]
         raw["head_accuracy"] = None if accuracy is None else tuple(tuple(row) for row in accuracy)
-        raw["eos"] = tuple(raw["eos"])
+        for name in ("eos", "inputs", "outputs"):
+            raw[name] = tuple(raw[name])
         manifest = cls(**raw)
         manifest._check_files(directory, verify)
         return manifest
@@ -85,6 +99,9 @@ class Manifest:
         (directory / FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", "utf-8")
 
     def _check_files(self, directory: Path, verify: bool) -> None:
+        for name in FILES + (HEAD_FILES if self.medusa_heads else ()):
+            if name not in self.files:
+                raise ArtifactError(f"{directory / FILE}: files lacks {name}: export again")
         for name, want in self.files.items():
             file = directory / name
             if not file.is_file():
@@ -103,6 +120,9 @@ def _check(raw: Mapping[str, Any], path: Path) -> None:
 
     def texts(value: object) -> bool:
         return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+    def names(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
     def token(value: object) -> bool:
         return whole(value, 0) and int(value) < raw["vocab"]  # type: ignore[call-overload]
@@ -130,6 +150,8 @@ def _check(raw: Mapping[str, Any], path: Path) -> None:
         ("chat_template", lambda v: v is None or isinstance(v, str), "null or a string"),
         ("special", texts, "an object of strings"),
         ("even_tokens", lambda v: isinstance(v, bool), "true or false"),
+        ("inputs", names, "a list of strings"),
+        ("outputs", names, "a list of strings"),
         ("files", described, "an object that gives each file's size and sha256"),
     ]
     for name, good, right in rules:
@@ -139,6 +161,14 @@ def _check(raw: Mapping[str, Any], path: Path) -> None:
         raise ArtifactError(
             f"{path}: capacity {raw['capacity']} is below context {raw['context']} + {MAX_NODES} nodes: export again"
         )
+    for name, step, new in (("inputs", STEP_INPUTS, ""), ("outputs", STEP_OUTPUTS, "new_")):
+        if len(raw[name]) != (expected := len(step) + 2 * raw["layers"]):
+            raise ArtifactError(
+                f"{path}: {name} has {len(raw[name])} names, {raw['layers']} layers make it {expected}: export again"
+            )
+        want = {*step, *(f"{new}{part}_{i}" for i in range(raw["layers"]) for part in ("key", "value"))}
+        if missing := want - set(raw[name]):
+            raise ArtifactError(f"{path}: {name} lacks {', '.join(sorted(missing))}: export again")
 
 
 def sha256(path: Path) -> str:

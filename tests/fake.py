@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from runtime.manifest import Manifest, capacity_of
+from runtime.manifest import STEP_INPUTS, STEP_OUTPUTS, Manifest, capacity_of
 from runtime.session import Batch, Draft, Result
 
 VOCAB = 97
@@ -21,9 +21,10 @@ HEADS, TOP_K = 4, 5
 def fake_manifest(**changes: object) -> Manifest:
     values: dict[str, object] = {
         "schema": 1, "name": "fake", "form": "ragged", "precision": "fp32", "layers": 1, "hidden": 1, "heads": 1,
-        "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 128, "capacity": capacity_of(128),
+        "kv_heads": 1, "head_dim": 64, "vocab": VOCAB, "context": 128, "capacity": capacity_of(128),
         "medusa_heads": HEADS, "draft_top_k": TOP_K, "head_accuracy": None, "bos": None, "eos": (EOS,),
         "chat_template": None, "special": {}, "even_tokens": False, "files": {},
+        "inputs": (*STEP_INPUTS, "key_0", "value_0"), "outputs": (*STEP_OUTPUTS, "new_key_0", "new_value_0"),
     }  # fmt: skip
     return Manifest(**(values | changes))  # type: ignore[arg-type]
 
@@ -73,13 +74,10 @@ class FakeSession:
         self._seen: list[list[int]] = []
         self._eos_rate, self._luck = eos_rate, luck
         self._rng = np.random.default_rng(seed)
-        self._used: dict[int, int] = {}
 
     def run(self, batch: Batch) -> Result:
         self.runs += 1
-        if self.fail_next == "run":
-            self.fail_next = None
-            raise RuntimeError("the fake was told to fail")
+        self._fail("run")
         assert batch.tokens.dtype == batch.depth.dtype == batch.wanted.dtype == np.int64
         start = np.cumsum(batch.count) - batch.count
         seen: list[list[int]] = []
@@ -97,13 +95,14 @@ class FakeSession:
             self.cache[row, length : length + count] = batch.tokens[start[row] : start[row] + count]
         self._seen = [seen[i] for i in batch.wanted]
         logits = np.stack([scores(s, self._eos_rate) for s in self._seen])
+        if self.fail_next == "nan":
+            self.fail_next = None
+            logits[batch.wanted < batch.count[0]] = np.nan
         return Result(logits.argmax(axis=1), logits)
 
     def heads(self, rows: list[int]) -> Draft:
         """Ranks at random, the right token first with probability `luck`."""
-        if self.fail_next == "heads":
-            self.fail_next = None
-            raise RuntimeError("the fake was told to fail")
+        self._fail("heads")
         tokens = np.zeros((len(rows), HEADS, TOP_K), np.int64)
         for i, row in enumerate(rows):
             context = list(self.last[row])
@@ -120,6 +119,7 @@ class FakeSession:
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         assert path == sorted(set(path)) and path[0] == 0
+        self._fail("commit")
         self.cache[row, length : length + len(path)] = self.cache[row, [length + slot for slot in path]]
         self.cache[row, length + len(path) :] = -1
         if last is not None:
@@ -128,8 +128,14 @@ class FakeSession:
 
     def copy(self, source: int, target: int, length: int) -> None:
         assert (self.cache[target] == -1).all(), "a row in use is overwritten"
+        self._fail("copy")
         self.cache[target, :length] = self.cache[source, :length]
         self.last[target] = self.last[source]
+
+    def _fail(self, where: str) -> None:
+        if self.fail_next == where:
+            self.fail_next = None
+            raise RuntimeError("the fake was told to fail")
 
     def release(self, row: int) -> None:
         self.cache[row] = -1

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from export.artifact import Source, export
 from runtime.engine import Engine
 from runtime.errors import ArtifactError, ConfigurationError
-from runtime.manifest import Manifest, capacity_of
+from runtime.manifest import STEP_INPUTS, STEP_OUTPUTS, Manifest, capacity_of
 from runtime.params import EngineConfig
 from tests.checkpoints import medusa_heads, tiny_llama
 
@@ -43,6 +44,11 @@ def test_a_whole_artifact_loads(artifact: Path) -> None:
     assert load(artifact, verify=True).manifest == Manifest.read(artifact)
 
 
+def names_of(layers: int) -> dict[str, list[str]]:
+    cache = [f"{part}_{i}" for i in range(layers) for part in ("key", "value")]
+    return {"inputs": [*STEP_INPUTS, *cache], "outputs": [*STEP_OUTPUTS, *(f"new_{name}" for name in cache)]}
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -54,8 +60,16 @@ def test_a_whole_artifact_loads(artifact: Path) -> None:
         ({"capacity": 128}, "capacity 128 is below context 128 [+] 64 nodes"),
         ({"eos": [300]}, r"eos is \[300\]"),
         ({"context": 64, "capacity": capacity_of(64)}, r"decoder.onnx: (new_)?key_0 is .* the manifest makes it"),
-        ({"layers": 3}, r"decoder.onnx: .* is None, the manifest makes it"),
-        ({"layers": 1}, r"decoder.onnx: .* the manifest makes it None"),
+        ({"layers": 3} | names_of(3), r"decoder.onnx: .* is None, the manifest makes it"),
+        ({"layers": 1} | names_of(1), r"decoder.onnx: .* the manifest makes it None"),
+        ({"layers": 3}, "inputs has 10 names, 3 layers make it 12"),
+        ({"layers": 10**12}, "inputs has 10 names"),
+        ({"layers": 1, "inputs": names_of(1)["inputs"]}, "outputs has 7 names, 1 layers make it 5"),
+        ({"inputs": "tokens"}, "inputs is 'tokens', not a list of strings"),
+        ({"outputs": [0]}, r"outputs is \[0\], not a list of strings"),
+        ({"inputs": [*names_of(2)["inputs"][:-1], "value_7"]}, "inputs lacks value_1"),
+        ({"inputs": [*names_of(2)["inputs"][:-1], "tokens"]}, "inputs lacks value_1"),
+        ({"outputs": ["logit", *names_of(2)["outputs"][1:]]}, "outputs lacks logits"),
         ({"vocab": 299}, r"decoder.onnx: logits is .*300"),
         ({"draft_top_k": 9}, r"heads.onnx: (tokens|logprobs) is"),
         ({"medusa_heads": 2}, r"heads.onnx: (tokens|logprobs) is"),
@@ -63,12 +77,38 @@ def test_a_whole_artifact_loads(artifact: Path) -> None:
         ({"head_accuracy": [[0.5]]}, "head_accuracy"),
         ({"eos": 2}, "eos"),
         ({"files": []}, "files"),
+        ({"files": {}}, "files lacks decoder.onnx"),
     ],
 )
 def test_a_manifest_that_does_not_fit(artifact: Path, values: dict[str, Any], words: str) -> None:
     change(artifact, **values)
     with pytest.raises(ArtifactError, match=words):
         load(artifact)
+
+
+FILES = ("decoder.onnx", "decoder.onnx.data", "heads.onnx", "heads.onnx.data", "tokenizer.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_has_to_be_in_the_manifest(artifact: Path, name: str) -> None:
+    files = dict(Manifest.read(artifact).files)
+    assert tuple(sorted(files)) == FILES
+    del files[name]
+    change(artifact, files=files)
+    with pytest.raises(ArtifactError, match=f"files lacks {name}"):
+        load(artifact)
+
+
+def test_without_heads_their_files_are_not_asked_for(artifact: Path) -> None:
+    change(artifact, medusa_heads=0, files={n: f for n, f in Manifest.read(artifact).files.items() if "heads" not in n})
+    assert load(artifact).manifest.medusa_heads == 0
+
+
+def test_the_names_are_those_of_the_graph_in_its_order(artifact: Path) -> None:
+    graph = onnx.load(artifact / "decoder.onnx", load_external_data=False).graph
+    manifest = Manifest.read(artifact)
+    assert manifest.inputs == tuple(value.name for value in graph.input)
+    assert manifest.outputs == tuple(value.name for value in graph.output)
 
 
 def remove_field(artifact: Path) -> None:
