@@ -2,6 +2,7 @@
 
 Perplexity and divergence are those of the next token at every position of the text, given the text before it; a head is
 right where the text's token at its offset is among its best. For what speculation gains, take a text the model wrote.
+Unless --checkpoint or --reference says what fp32 is, it is the fp32 artifact of the same model beside ARTIFACT.
 """
 
 import argparse
@@ -21,14 +22,16 @@ from export.checkpoint import LM_HEAD, Checkpoint
 from export.config import ModelConfig
 from export.reference import Reference, chain, log_softmax
 from export.text import Window, windows
-from runtime.errors import ConfigurationError, GorgonError
-from runtime.manifest import Manifest
+from export.tokenizer import FILE as TOKENIZER
+from runtime.errors import ArtifactError, ConfigurationError, GorgonError
+from runtime.manifest import FILE, Manifest
 from runtime.ragged import RaggedSession
 from runtime.session import Batch
 
 WINDOW = 512  # tokens computed together
 CHUNK = 64  # of them in one run
 ROWS = 8  # hidden states given to the heads at once
+DIMENSIONS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab")
 
 Logits = Callable[[int], Iterator[np.ndarray]]  # a window's number -> chunk after chunk, float32 [tokens, vocab]
 
@@ -61,7 +64,10 @@ class Artifact:
     def __init__(self, path: Path) -> None:
         directory = path.resolve()
         self.manifest = Manifest.read(directory)
-        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+        except Exception as error:  # the package raises bare Exception
+            raise ArtifactError(f"{directory / TOKENIZER} does not load: {error}") from error
         self._session = RaggedSession(directory, self.manifest, ROWS)
 
     def chunks(self, ids: list[int]) -> Iterator[np.ndarray]:
@@ -138,7 +144,7 @@ def _count(window: Window, start: int, drafts: np.ndarray, right: np.ndarray, tr
 def from_checkpoint(directory: Path, manifest: Manifest, texts: Sequence[Window]) -> Logits:
     """The numpy forward pass: hidden states of all windows are computed first, logits when asked for."""
     config = ModelConfig.read(directory)
-    for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab"):
+    for name in DIMENSIONS:
         if getattr(config, name) != getattr(manifest, name):
             raise ConfigurationError(
                 f"{directory} has {name} {getattr(config, name)}, the artifact {getattr(manifest, name)}: expected the "
@@ -159,13 +165,42 @@ def from_checkpoint(directory: Path, manifest: Manifest, texts: Sequence[Window]
 def from_artifact(path: Path, manifest: Manifest, texts: Sequence[Window]) -> Logits:
     """Another artifact of the same model, in fp32."""
     other = Artifact(path)
-    if other.manifest.precision != "fp32":
-        raise ConfigurationError(f"{path} is {other.manifest.precision}: expected an fp32 artifact as reference")
-    if other.manifest.files["tokenizer.json"] != manifest.files["tokenizer.json"]:
-        raise ConfigurationError(
-            f"{path} has another tokenizer: expected an artifact of the same checkpoint as reference"
-        )
+    if difference := _difference(other.manifest, manifest):
+        raise ConfigurationError(f"{path} {difference}: expected an fp32 artifact of the same checkpoint as reference")
     return lambda number: other.chunks(texts[number].ids)
+
+
+def beside(artifact: Path, manifest: Manifest) -> Path:
+    """The one fp32 artifact of the same model in the folder of `artifact`."""
+    folder, found = artifact.absolute().parent, []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not (path / FILE).is_file():
+            continue  # behind a name such as .demo-int8-0123abcd there may be a half-written one
+        try:
+            if _difference(Manifest.read(path.resolve()), manifest) is None:
+                found.append(path)
+        except ArtifactError:
+            continue  # a damaged neighbour is none of this artifact's concern
+    if len(found) != 1:
+        several = f"several fp32 artifacts ({', '.join(path.name for path in found)})" if found else "no fp32 artifact"
+        raise ConfigurationError(
+            f"{folder} has {several} that could be of the model of {artifact.name}: give --checkpoint or --reference"
+        )
+    return found[0]
+
+
+def _difference(other: Manifest, manifest: Manifest) -> str | None:
+    """Why `other` is not the fp32 artifact of the model that `manifest` describes."""
+    if other.precision != "fp32":
+        return f"is {other.precision}"
+    for name in DIMENSIONS:
+        if getattr(other, name) != getattr(manifest, name):
+            return f"has {name} {getattr(other, name)}, the artifact {getattr(manifest, name)}"
+    if other.context < min(WINDOW, manifest.context):
+        return f"has context {other.context}, the artifact {manifest.context}"
+    if other.files[TOKENIZER]["sha256"] != manifest.files[TOKENIZER]["sha256"]:
+        return "has another tokenizer"
+    return None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -175,7 +210,9 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument
     add("artifact", type=Path, metavar="ARTIFACT")
     add("text", type=Path, metavar="TEXT", help='a text file, or .jsonl with {"text": ...} and perhaps "prompt" a line')
-    group = top.add_mutually_exclusive_group()
+    group = top.add_argument_group(
+        "fp32", "the reference: by default an fp32 artifact of the same model beside ARTIFACT"
+    ).add_mutually_exclusive_group()
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="compare with this checkpoint in fp32, by numpy")
     group.add_argument("--reference", type=Path, metavar="ARTIFACT", help="compare with this fp32 artifact")
     add("--write", action="store_true", help="put the heads' accuracies into the artifact's manifest")
@@ -196,6 +233,12 @@ def run(options: argparse.Namespace) -> Evaluation:
         reference = from_checkpoint(options.checkpoint, manifest, texts)
     elif options.reference is not None:
         reference = from_artifact(options.reference, manifest, texts)
+    elif manifest.precision == "fp32":
+        print(f"{options.artifact} is fp32 itself: not compared with fp32", file=sys.stderr)
+    else:
+        other = beside(options.artifact, manifest)
+        print(f"fp32 reference: {other}", file=sys.stderr)
+        reference = from_artifact(other, manifest, texts)
     evaluation = evaluate(artifact, texts, reference)
     if options.write and evaluation.head_accuracy is not None:
         write_head_accuracy(options.artifact, manifest, evaluation.head_accuracy)

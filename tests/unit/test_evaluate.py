@@ -1,6 +1,7 @@
 """`python -m export.evaluate`: its figures against plain numpy on the same text."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export(
         Source(tiny_llama(folder / "other", num_hidden_layers=1), None, "fp32"), folder / "strange", lambda what: None
     )
+    export(Source(base, None, "int8"), folder / "alone" / "int8", lambda what: None)
+    (folder / "alone" / "strange").symlink_to(folder / "strange")
     (folder / "text.txt").write_text(TEXT)
     (folder / "chat.jsonl").write_text(json.dumps({"prompt": "<s>What is it?", "text": " " + TEXT[:60]}) + "\n\n")
     return folder
@@ -82,9 +85,43 @@ def test_a_rounded_artifact_is_some_way_from_fp32(folder: Path, capsys: pytest.C
     assert 0.7 < float(str(numpy["agreement"])) < 1
 
 
+def test_the_reference_is_the_fp32_artifact_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder / "int8"), str(folder / "text.txt"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"fp32 reference: {folder / 'fp32'}\n"
+    assert json.loads(captured.out) == figures(
+        capsys, folder / "int8", folder / "text.txt", "--reference", folder / "fp32"
+    )
+
+
+def test_fp32_is_not_compared_with_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder / "fp32"), str(folder / "text.txt"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"{folder / 'fp32'} is fp32 itself: not compared with fp32\n"
+    found = json.loads(captured.out)
+    assert found["divergence"] is found["agreement"] is found["reference_perplexity"] is None
+
+
+def test_several_possible_references_are_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = folder / "many"
+    many.mkdir()
+    for name, of in (("a", "fp32"), ("b", "fp32"), ("int8", "int8")):
+        (many / name).symlink_to(folder / of)
+    assert main([str(many / "int8"), str(folder / "text.txt")]) == ConfigurationError.exit_code
+    assert "several fp32 artifacts (a, b)" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_does_not_load(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "plain", folder / "broken")
+    size = (folder / "broken" / "tokenizer.json").stat().st_size
+    (folder / "broken" / "tokenizer.json").write_text(" " * size)
+    assert main([str(folder / "broken"), str(folder / "text.txt")]) == ArtifactError.exit_code
+    assert "tokenizer.json does not load" in capsys.readouterr().err
+
+
 def test_write_puts_the_accuracies_into_the_manifest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = figures(capsys, folder / "int8", folder / "text.txt")
-    assert found["divergence"] is None and Manifest.read(folder / "int8").head_accuracy is None
+    assert Manifest.read(folder / "int8").head_accuracy is None
     figures(capsys, folder / "int8", folder / "text.txt", "--write")
     written = Manifest.read(folder / "int8", verify=True).head_accuracy
     assert written is not None and [list(row) for row in written] == found["head_accuracy"]
@@ -106,7 +143,13 @@ def test_it_prints_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["fp32", "bad.jsonl"], ConfigurationError.exit_code, "bad.jsonl, line 2 is not JSON"),
         (["fp32", "wrong.jsonl"], ConfigurationError.exit_code, 'wrong.jsonl, line 1: expected {"text": ...}'),
         (["plain", "text.txt", "--write"], ConfigurationError.exit_code, "has no heads"),
-        (["fp32", "text.txt", "--reference", "int8"], ConfigurationError.exit_code, "expected an fp32 artifact"),
+        (
+            ["fp32", "text.txt", "--reference", "int8"],
+            ConfigurationError.exit_code,
+            "int8 is int8: expected an fp32 artifact",
+        ),
+        (["int8", "text.txt", "--reference", "strange"], ConfigurationError.exit_code, "has layers 1, the artifact 2"),
+        (["alone/int8", "text.txt"], ConfigurationError.exit_code, "give --checkpoint or --reference"),
         (["fp32", "text.txt", "--checkpoint", "other"], ConfigurationError.exit_code, "has layers 1, the artifact 2"),
     ],
 )
