@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from export.demo.dialogue import load_entries
 from runtime.params import EngineConfig
 from service.__main__ import parser, size
 from service.engine_thread import JOIN_SECONDS
@@ -121,11 +122,14 @@ def test_a_signal_amid_an_answer_with_no_time_left(demo_artifact: Callable[[str]
 
 
 def test_the_demo_model_answers(demo_artifact: Callable[[str], Path]) -> None:
+    """Word for word what it was trained to say, speculating."""
+    known = {entry.name: entry.answer for entry in load_entries() if not entry.heldout}
     body: dict[str, Any] = {"prompt": LONG["prompt"], "max_tokens": 80}
     chat = {"messages": [{"role": "user", "content": LONG["prompt"]}], "max_tokens": 80}
     with process("--artifact", str(demo_artifact("int8")), "--context", "256", "--rows", "2") as (_, client):
         whole = client.post("/generate", json=body).json()
-        assert whole["text"].strip() and whole["finish_reason"] == "stop"
+        assert (whole["text"], whole["finish_reason"]) == (known["os.path.join"], "stop")
+        assert whole["speculation"]["accepted"] > 0
         assert client.post("/generate", json=chat).json()["text"] == whole["text"]
         events = list(stream(client, **body))
         assert "".join(event["text"] for event in events) == whole["text"]
