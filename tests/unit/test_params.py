@@ -53,4 +53,6 @@ def test_the_tree_of_errors_lists_every_class_with_its_codes() -> None:
     assert listed.keys() == classes.keys()
     for name, (status, code) in listed.items():
         assert classes[name].exit_code == code
-        assert status is None or classes[name].status == status
+        parent = classes[name].__base__
+        assert parent is not None and issubclass(parent, GorgonError)
+        assert classes[name].status == (parent.status if status is None else status), name
