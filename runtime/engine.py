@@ -6,6 +6,8 @@ It owns the sequences and a session, and knows nothing of HTTP, threads or graph
 """
 
 import logging
+import math
+import mmap
 import secrets
 import time
 from collections.abc import Iterable
@@ -44,7 +46,6 @@ log = logging.getLogger(__name__)
 
 # `speculation: "auto"`: the fixed tree that was fastest in all three precisions (README, nodes with the root)
 AUTO_NODES = 6
-PAGE_TOKENS = 16  # keys and values are reserved in runs of this many tokens
 
 
 class Engine:
@@ -84,20 +85,19 @@ class Engine:
 
     def add(self, prompt: Items[int], params: SamplingParams) -> Sequence:
         """Queues a request. Raises PromptError, ContextError, MemoryBudgetError, ParameterError or QueueFullError."""
-        prompt = list(prompt)
         self._check_prompt(prompt)
         nodes = self._nodes(params)
         if unknown := [t for t in params.stop_token_ids if t >= self.manifest.vocab]:
             raise ParameterError(f"stop_token_ids has {unknown[0]}: the vocabulary ends at {self.manifest.vocab - 1}")
         limit = min(params.max_tokens, self.config.context - len(prompt))
         reserved = self._reservation(len(prompt), limit, nodes)
-        if len(self._scheduler.waiting) >= self.config.queue + self._scheduler.free_rows:
+        if self._full:
             raise QueueFullError(
                 f"{len(self._scheduler.waiting)} requests are waiting and the queue holds {self.config.queue}"
             )
         sequence = Sequence(
             id=self._next_id,
-            prompt=prompt,
+            prompt=list(prompt),
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             nodes=nodes,
@@ -123,9 +123,6 @@ class Engine:
         begin = time.perf_counter()
         outputs, self._ready, self._in_session = self._ready, [], 0.0
         plan = self._scheduler.plan()
-        for source, target, length in plan.moves:
-            self.session.copy(source, target, length)
-            self.session.release(source)
         if plan.sequences:
             outputs += self._step(plan)
             self._stats.steps += 1
@@ -134,10 +131,19 @@ class Engine:
         return outputs
 
     def generate(self, prompts: Iterable[Items[int]], params: SamplingParams) -> list[Sequence]:
-        """Answers all prompts and returns their finished sequences, in order."""
-        sequences = [self.add(prompt, params) for prompt in prompts]
-        while any(sequence.finish_reason is None for sequence in sequences):
-            self.step()
+        """Answers all prompts and returns their finished sequences, in order. If one is refused, none goes on."""
+        sequences: list[Sequence] = []
+        try:
+            for prompt in prompts:
+                while self._full:
+                    self.step()
+                sequences.append(self.add(prompt, params))
+            while any(sequence.finish_reason is None for sequence in sequences):
+                self.step()
+        except BaseException:
+            for sequence in sequences:
+                self.abort(sequence)
+            raise
         return sequences
 
     def stats(self) -> dict[str, Any]:
@@ -164,8 +170,15 @@ class Engine:
             assert sequence.prefilling or sequence.length == total - 1, "the cache lags behind the text"
             assert len(sequence.tokens) < sequence.limit, "a sequence outlived its limit"
 
+    @property
+    def _full(self) -> bool:
+        return len(self._scheduler.waiting) >= self.config.queue + self._scheduler.free_rows
+
     def _step(self, plan: Plan) -> list[Output]:
         try:
+            for source, target, length in plan.moves:
+                self.session.copy(source, target, length)
+                self.session.release(source)
             trees = self._draft(plan)
             works: list[tuple[int, list[int] | Tree]] = [
                 (s.length, tree or s.prompt[s.length : s.length + n])
@@ -178,13 +191,19 @@ class Engine:
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
             log.exception("a step of %d sequences failed", len(plan.sequences))
             self._stats.failed_steps += 1
+            for source, _, _ in plan.moves:
+                self.session.release(source)
             return [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
         outputs = []
         for s, n, tree, at in zip(plan.sequences, plan.prefill, trees, first, strict=True):
+            emitted, shown = len(s.tokens), len(s.text)
             try:
                 output = self._prefilled(s, n, result, at) if tree is None else self._decoded(s, tree, result, at)
-            except StepError as error:  # its logits are no distribution; the other rows' may be
-                output = self._finish(s, "error", str(error))
+            except Exception as error:  # such as logits that are no distribution: the other rows go on
+                log.exception("sequence %d failed", s.id)
+                if s.finish_reason is None:
+                    self._finish(s, "error", f"{type(error).__name__}: {error}")
+                output = Output(s, tuple(s.tokens[emitted:]), s.text[shown:], s.finish_reason)
             if output is not None:
                 outputs.append(output)
         return outputs
@@ -224,6 +243,7 @@ class Engine:
         if s.params.temperature == 0:
             best = result.argmax[at : at + len(tree.tokens)].tolist()
             path, emitted = verify(tree, lambda node, t: best[node])
+            _check_finite(result, at + path[-1], emitted[-1])  # the last node has seen all others of its path
         else:
             path, emitted = verify(tree, lambda node, t: self._choose(s, result, at + node, t))
         before = len(s.tokens)
@@ -242,7 +262,9 @@ class Engine:
     def _choose(self, s: Sequence, result: Result, node: int, t: int) -> int:
         """The model's own token after a node, the t-th of this step."""
         if s.params.temperature == 0:
-            return int(result.argmax[node])
+            best = int(result.argmax[node])
+            _check_finite(result, node, best)
+            return best
         return draw(result.logits[node], s.params, s.seed, 0, len(s.tokens) + t)
 
     def _emit(self, s: Sequence, tokens: list[int]) -> Output:
@@ -272,24 +294,25 @@ class Engine:
 
     def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
         """Ends a sequence and frees what it held; the text held back for a stop string comes out."""
-        text = s.stream.flush()
-        s.text += text
-        if (row := self._scheduler.remove(s)) is not None:
-            self.session.release(row)
         s.finish_reason, s.error = reason, error
         self._stats.finished[reason] += 1
+        row = self._scheduler.remove(s)
+        text = s.stream.flush()
+        s.text += text
+        if row is not None:
+            self.session.release(row)
         return Output(s, (), text, reason)
 
-    def _check_prompt(self, prompt: list[int]) -> None:
-        if not prompt:
+    def _check_prompt(self, prompt: Items[int]) -> None:
+        if len(prompt) == 0:
             raise PromptError("the prompt is empty: it has to have at least one token")
+        if len(prompt) > self.config.context:
+            raise ContextError(f"the prompt has {len(prompt)} tokens, the context {self.config.context}")
         for i, token in enumerate(prompt):
             if not isinstance(token, int | np.integer) or not 0 <= token < self.manifest.vocab:
                 raise PromptError(
                     f"token {i} of the prompt is {token!r}: the vocabulary is 0 to {self.manifest.vocab - 1}"
                 )
-        if len(prompt) > self.config.context:
-            raise ContextError(f"the prompt has {len(prompt)} tokens, the context {self.config.context}")
 
     def _nodes(self, params: SamplingParams) -> int:
         if params.speculation == "off":
@@ -304,7 +327,8 @@ class Engine:
 
     def _reservation(self, prompt: int, limit: int, nodes: int) -> int:
         """Bytes of keys and values a request may come to need."""
-        tokens = -(-(prompt + limit + nodes) // PAGE_TOKENS) * PAGE_TOKENS
+        page = max(1, mmap.PAGESIZE // (4 * self.manifest.head_dim))  # tokens of one key-value head in a page
+        tokens = -(-(prompt + limit + nodes) // page) * page
         need = tokens * self.manifest.kv_bytes
         if need > self.config.kv_memory:
             raise MemoryBudgetError(
@@ -313,6 +337,12 @@ class Engine:
                 " ask for fewer tokens"
             )
         return need
+
+
+def _check_finite(result: Result, node: int, token: int) -> None:
+    value = float(result.logits[node, token])
+    if not math.isfinite(value):
+        raise StepError(f"the model's logits have the maximum {value} at token {token}: it has to be finite")
 
 
 def _accuracy(manifest: Manifest) -> Items[Items[float]]:

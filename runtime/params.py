@@ -7,6 +7,7 @@ from runtime.errors import ConfigurationError, ParameterError
 
 MAX_NODES = 64  # the largest tree, its root included; the cache keeps this much room past the context
 MAX_STOPS = 16
+MAX_CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,11 @@ class SamplingParams:
     def __post_init__(self) -> None:
         whole = lambda x: isinstance(x, int) and not isinstance(x, bool)  # noqa: E731
         number = lambda x: whole(x) or isinstance(x, float) and math.isfinite(x)  # noqa: E731
-        if isinstance(self.stop, str):
-            raise ParameterError(f"stop is a tuple of strings, not the one string {self.stop!r}")
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list):
+                raise ParameterError(f"{name} is {value!r}: it has to be a tuple or a list")
+            object.__setattr__(self, name, tuple(value))
         rules = (
             ("max_tokens", whole(self.max_tokens) and self.max_tokens >= 1, "a whole number of at least 1"),
             ("temperature", number(self.temperature) and 0 <= self.temperature <= 100, "a number from 0 to 100"),
@@ -69,9 +73,16 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         low = {"rows": 1, "context": 0, "kv_memory": 1, "chunk": 2, "queue": 0, "threads": 0}
+        if isinstance(self.chunk, int) and self.chunk > MAX_CHUNK:
+            raise ConfigurationError(
+                f"chunk is {self.chunk}: it has to be at most {MAX_CHUNK}, rows see each other squared"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in low and (not isinstance(value, int) or value < low[field.name]):
+            if field.name not in low:
+                if not isinstance(value, bool):
+                    raise ConfigurationError(f"{field.name} is {value!r}: it has to be true or false")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < low[field.name]:
                 raise ConfigurationError(
                     f"{field.name} is {value!r}: it has to be a whole number of at least {low[field.name]}"
                 )

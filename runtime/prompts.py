@@ -54,7 +54,7 @@ class Prompts:
             return self._template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it may raise anything
             raise PromptError(f"the chat template of {self._name} refuses these messages: {error}") from None
 
     def _encode(self, text: str, special: bool) -> list[int]:

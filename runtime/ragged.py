@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import Manifest
 from runtime.session import Batch, Draft, Result
 
 PROVIDER = "CPUExecutionProvider"
+MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3.13 on by name
 STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
 
 
@@ -32,7 +33,7 @@ class RaggedSession:
         self._check(directory)
         m = manifest
         self._shape = (2 * m.layers, rows, m.kv_heads, m.capacity, m.head_dim)
-        self._memory = mmap.mmap(-1, int(np.prod(self._shape)) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory = _map(m, rows)
         # [layers x (key, value), rows, kv_heads, capacity, head_dim]
         self.cache = np.frombuffer(self._memory, np.float32).reshape(self._shape)
         self._state = np.zeros((rows, m.hidden), np.float32)  # each row's hidden state after its last commit
@@ -110,6 +111,18 @@ class RaggedSession:
             best: list[int | str] = ["rows", m.medusa_heads, m.draft_top_k]
             want = {"hidden": ["rows", m.hidden], "tokens": best, "logprobs": best}
             _compare(directory / "heads.onnx", self._heads, want)
+
+
+def _map(manifest: Manifest, rows: int) -> mmap.mmap:
+    """Address space for every row's whole capacity; memory only where it is touched. Raises ConfigurationError."""
+    size = rows * manifest.capacity * manifest.kv_bytes
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(
+            f"{rows} rows x {manifest.capacity} tokens x {manifest.kv_bytes} bytes = {size} bytes of keys and values"
+            f" cannot be mapped ({error}): take fewer rows"
+        ) from None
 
 
 def _load(path: Path, threads: int) -> ort.InferenceSession:

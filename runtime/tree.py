@@ -102,7 +102,7 @@ class Universe:
         """
         rows = len(roots)
         padded = np.zeros((rows, logprobs.shape[1] * logprobs.shape[2] + 1), np.float32)
-        np.maximum(logprobs.reshape(rows, -1), FLOOR, out=padded[:, :-1])
+        np.fmax(logprobs.reshape(rows, -1), FLOOR, out=padded[:, :-1])  # also where a head gives NaN
         np.minimum(padded, 0.0, out=padded)
         cost = self._cost - np.add.reduce(padded.take(self._steps, axis=1), axis=2)  # [rows, paths], least for the root
         candidates = tokens.reshape(rows, -1).take(self._last, axis=1)  # [rows, paths]

@@ -58,6 +58,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     """
     engine: EngineThread = http.app.state.engine
     prompts = engine.ready()
+    engine.check_room()  # before a long text is tokenized for nothing
     if body.messages is not None:
         prompt = await asyncio.to_thread(prompts.chat, [message.model_dump() for message in body.messages])
     else:

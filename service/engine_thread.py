@@ -85,13 +85,17 @@ class EngineThread:
             raise NotReadyError(reasons.get(self.status, f"the engine has stopped: {self.error}"))
         return self.prompts
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
-        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
+    def check_room(self) -> None:
+        """Raises NotReadyError or QueueFullError unless a request would be taken now."""
         self.ready()
         if len(self._live) >= self._limit:
             raise QueueFullError(
                 f"{len(self._live)} requests run or wait, which is all this server takes: try again later"
             )
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
+        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
+        self.check_room()
         answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)))
         self._inbox.put(partial(self._add, answer, prompt, params))
         self._live.add(answer)

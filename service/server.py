@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from runtime.errors import ConfigurationError
+from runtime.errors import ConfigurationError, GorgonError, StepError
 from service.app import create_app
 from service.engine_thread import EngineThread
 
@@ -33,11 +33,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(load: Callable[[], "Engine"], listener: socket.socket, drain_seconds: float) -> None:
-    """Serves until a signal comes; returns when what ran has finished. Raises what loading the engine raised."""
+    """Serves until a signal comes; returns when what ran has finished. Raises what ended the engine, if it died."""
     engine = EngineThread(load)
     Server(engine, drain_seconds).run(sockets=[listener])
-    if engine.prompts is None and engine.error is not None:
+    if isinstance(engine.error, GorgonError):
         raise engine.error
+    if engine.error is not None:
+        raise StepError(f"the engine has stopped: {engine.error}") from engine.error
 
 
 class Server(uvicorn.Server):

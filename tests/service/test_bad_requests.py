@@ -123,7 +123,7 @@ def test_what_can_never_be_served(
 
 
 def test_a_request_beyond_the_memory_budget() -> None:
-    with serving(lambda: engine_on(HeldSession(), kv_memory=8 * 80)) as server:
+    with serving(lambda: engine_on(HeldSession(), kv_memory=512 * 80)) as server:
         response = server.generate(prompt="a", max_tokens=100)
         assert (response.status_code, response.json()["error"]["type"]) == (400, "MemoryBudgetError")
         assert server.generate(prompt="a", max_tokens=5).status_code == 200

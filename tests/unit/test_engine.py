@@ -15,7 +15,7 @@ RATE = 0.03
 
 
 def engine_of(session: FakeSession | None = None, **config: object) -> Engine:
-    values = {"rows": 4, "chunk": 8, "queue": 1000, "kv_memory": 1 << 20} | config
+    values = {"rows": 4, "chunk": 8, "queue": 1000, "kv_memory": 1 << 26} | config
     session = session or FakeSession(rows=int(values["rows"]), eos_rate=RATE)  # type: ignore[call-overload]
     return Engine(session, fake_tokenizer(), EngineConfig(**values))  # type: ignore[arg-type]
 
@@ -50,13 +50,13 @@ def test_speculation_does_not_change_the_text(speculation: int | str, temperatur
         assert stats["drafted"] == 0 and stats["tokens_per_step"] == 1
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(60))
 def test_random_arrivals_aborts_and_failures(seed: int) -> None:
     """No row leaks, every sequence ends exactly once, and what was not disturbed is plain decoding's answer."""
     rng = random.Random(seed)
     session = FakeSession(rows=4, eos_rate=RATE, seed=seed, luck=rng.random())
     engine = engine_of(
-        session, chunk=rng.choice([2, 5, 16]), exact=rng.random() < 0.8, kv_memory=rng.choice([6000, 1 << 20])
+        session, chunk=rng.choice([2, 5, 16]), exact=rng.random() < 0.8, kv_memory=rng.choice([400_000, 1 << 26])
     )
     live: list[Sequence] = []
     everyone: list[Sequence] = []
@@ -88,7 +88,7 @@ def test_random_arrivals_aborts_and_failures(seed: int) -> None:
         if live and rng.random() < 0.08 and (end := engine.abort(rng.choice(live))):
             take([end])
         if rng.random() < 0.02:
-            session.fail_next = rng.choice(["run", "heads"])
+            session.fail_next = rng.choice(["run", "heads", "copy", "commit", "nan"])
         take(engine.step())
         engine.check_integrity()
         live = [s for s in live if s.finish_reason is None]
@@ -189,7 +189,7 @@ def test_a_prompt_that_fills_the_context_ends_with_length() -> None:
 def test_what_can_never_be_served_is_refused(
     prompt: list[int], params: dict, error: type[Exception], words: str
 ) -> None:
-    engine = engine_of(kv_memory=100 * 8)
+    engine = engine_of(kv_memory=100 * 512)
     with pytest.raises(error, match=words):
         engine.add(prompt, SamplingParams(**params))
     assert not engine.has_work
@@ -209,6 +209,28 @@ def test_a_full_queue_refuses() -> None:
         engine.add([5], SamplingParams(max_tokens=2))
     with pytest.raises(QueueFullError, match="the queue holds 1"):
         engine.add([5], SamplingParams(max_tokens=2))
+
+
+def test_generate_feeds_the_queue_and_leaves_nothing_behind() -> None:
+    engine = engine_of(rows=2, queue=1)
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    assert [len(s.tokens) for s in engine.generate([[5 + i] for i in range(20)], params)] == [5] * 20
+    with pytest.raises(ContextError):
+        engine.generate([[5], [6], [7] * 500], params)
+    assert not engine.has_work and engine.stats()["rows_in_use"] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_end_their_sequence_with_an_error(temperature: float) -> None:
+    session = FakeSession(rows=2, eos_rate=0)
+    engine = engine_of(session, rows=2)
+    sick = engine.add([5, 6], SamplingParams(max_tokens=9, temperature=temperature))
+    well = engine.add([5, 7], SamplingParams(max_tokens=9))
+    engine.step()
+    session.fail_next = "nan"  # in row 0
+    run_to_end(engine)
+    assert sick.finish_reason == "error" and "finite" in (sick.error or "")
+    assert well.finish_reason == "length" and well.tokens == plain([5, 7], 9, 0, lambda x, t: int(x.argmax()))
 
 
 def test_abort_is_final() -> None:

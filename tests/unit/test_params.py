@@ -15,7 +15,8 @@ BAD_SAMPLING: list[tuple[str, Any]] = [
     ("temperature", 101), ("top_k", -1), ("top_k", 2.0), ("top_p", 0), ("top_p", 1.1), ("top_p", None),
     ("min_p", -0.1), ("min_p", 2), ("seed", -1), ("seed", 2**64), ("seed", 1.0), ("stop", "text"), ("stop", ("",)),
     ("stop", (1,)), ("stop", ("a",) * 17), ("stop_token_ids", (-1,)), ("stop_token_ids", (1.0,)), ("ignore_eos", 1),
-    ("speculation", 1), ("speculation", 65), ("speculation", "on"), ("speculation", True), ("speculation", None),
+    ("stop", None), ("stop_token_ids", 5), ("speculation", 1), ("speculation", 65), ("speculation", "on"),
+    ("speculation", True), ("speculation", None),
 ]  # fmt: skip
 
 
@@ -27,7 +28,19 @@ def test_bad_sampling_parameters(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rows", 0), ("rows", 1.5), ("context", -1), ("kv_memory", 0), ("chunk", 1), ("queue", -1), ("threads", -1)],
+    [
+        ("rows", 0),
+        ("rows", 1.5),
+        ("context", -1),
+        ("kv_memory", 0),
+        ("chunk", 1),
+        ("queue", -1),
+        ("threads", -1),
+        ("rows", True),
+        ("chunk", 4096),
+        ("exact", "no"),
+        ("verify", 1),
+    ],
 )
 def test_bad_engine_options(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name} is "):

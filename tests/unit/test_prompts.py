@@ -73,3 +73,9 @@ def test_a_template_is_in_a_sandbox(code: str) -> None:
 def test_a_template_that_does_not_compile() -> None:
     with pytest.raises(ArtifactError, match="line 2"):
         Prompts(fake_manifest(chat_template="\n{% if %}"), fake_tokenizer())
+
+
+def test_a_template_that_raises_anything_refuses_the_messages() -> None:
+    prompts = Prompts(fake_manifest(chat_template="{{ messages[0]['content'] + 1 }}"), fake_tokenizer())
+    with pytest.raises(PromptError, match="chat template of fake refuses"):
+        prompts.question("x")

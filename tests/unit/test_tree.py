@@ -13,7 +13,10 @@ def draft(rng: np.random.Generator, rows: int, ties: float = 0.0) -> tuple[np.nd
     logprobs = np.sort(np.log(rng.random((rows, 5, TOP_K))), axis=-1)[..., ::-1].astype(np.float32)
     logprobs[rng.random(logprobs.shape) < ties] = 0.0
     logprobs[rng.random(logprobs.shape) < ties] = -np.inf
-    return tokens, np.sort(logprobs, axis=-1)[..., ::-1]
+    logprobs = np.sort(logprobs, axis=-1)[..., ::-1]
+    if ties == 1.0:
+        logprobs[:, 1:] = np.nan  # heads that broke
+    return tokens, logprobs
 
 
 def check(tree: Tree, root: int, size: int) -> None:
