@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import random
 import shutil
 import subprocess
 import sys
@@ -15,24 +14,14 @@ import torch
 from tokenizers import Tokenizer
 
 from export.demo import report, tokenizer
-from export.demo.dialogue import (
-    DATA,
-    EOS,
-    HELD_OUT_PHRASINGS,
-    MODEL,
-    PREFIX,
-    TRAINED_PHRASINGS,
-    Entry,
-    load_entries,
-    turn,
-)
+from export.demo.dialogue import DATA, MODEL, load_entries
+from export.demo.text import HEAD_PHRASINGS, held_out, trained, write
 from export.demo.train import Recipe, publish, tokenize, train
 from export.train_heads import Options, train_heads
 
 WORK = Path(__file__).with_name(".work")
 REPORT = Path(__file__).with_name("report.json")
 HEADS = "medusa_lm_head.safetensors"
-HEAD_PHRASINGS = 3  # trained phrasings an object gives to the heads, and one held out to measure them
 HEAD_OPTIONS = Options(epochs=24, lr=2e-3, batch=512, held_out=1 / (HEAD_PHRASINGS + 1))
 
 
@@ -56,18 +45,6 @@ def prepare(work: Path, asked: str) -> None:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     stamp.write_text(asked)
-
-
-def head_text(entries: list[Entry], file: Path) -> None:
-    """Trained questions and answers, then one held-out phrasing an object as the tail that is only measured."""
-    trained = [entry for entry in entries if not entry.heldout]
-    draw = random.Random(0)
-    asked = [(entry, phrasing) for entry in trained for phrasing in draw.sample(TRAINED_PHRASINGS, HEAD_PHRASINGS)]
-    asked += [(entry, draw.choice(HELD_OUT_PHRASINGS)) for entry in trained]
-    lines = [
-        {"prompt": PREFIX + turn(phrasing, entry.name), "text": f" {entry.answer}{EOS}"} for entry, phrasing in asked
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def main() -> None:
@@ -94,7 +71,7 @@ def main() -> None:
     started = time.monotonic()
     if not heads.exists():
         text = args.work / "heads.jsonl"
-        head_text(entries, text)
+        write(text, trained(entries) + held_out(entries))
         train_heads(args.model, text, heads, HEAD_OPTIONS)
     head_seconds = time.monotonic() - started
     for file in (heads, heads.with_suffix(".json")):

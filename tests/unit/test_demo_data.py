@@ -201,3 +201,32 @@ def test_committed_report_meets_the_aims() -> None:
     assert report["word_for_word"]["held_out_phrasings"] >= 0.8
     assert report["recipe"]["heads"]["heads"] == len(report["head_accuracy"]["trained"]) == 5
     assert len(report["tree"]) == 16
+
+
+def test_the_readme_has_the_figures_of_the_report() -> None:
+    report = json.loads(DATA.with_name("report.json").read_text())
+    readme = " ".join(DATA.with_name("README.md").read_text().split())
+    parts = {
+        "trained": "trained",
+        "held_out_phrasings": "held-out phrasing",
+        "held_out_objects": "held-out objects",
+    }
+    assert parts.keys() == report["word_for_word"].keys()
+    for part, row in parts.items():
+        top_1 = " / ".join(f"{100 * head[0]:.1f}" for head in report["head_accuracy"][part])
+        rates = report["tokens_per_step"][part]
+        cells = (
+            f"{100 * report['word_for_word'][part]:.2f} % | {top_1} | {rates['tree_16']:.2f} | {rates['chain_5']:.2f}"
+        )
+        assert f"| {row} | {cells} |" in readme
+    recipe, minutes = report["recipe"], report["minutes"]
+    for words in (
+        f"{report['parameters'] / 1e6:.0f} million parameters",
+        f"{recipe['heads']['heads']} Medusa heads",
+        f"knows {report['objects']['trained']:,} answers by heart",
+        f"one of {report['phrasings']['trained']} phrasings",
+        f"cosine to zero over {recipe['base']['passes']} passes",
+        f"{recipe['heads']['epochs']} epochs in batches of {recipe['heads']['batch']} positions",
+        f"{minutes['base']:.0f} minutes for the base and {minutes['heads']:.0f} for the heads",
+    ):
+        assert words in readme, words
