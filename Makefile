@@ -7,11 +7,15 @@ ARTIFACT ?= artifacts/demo-$(PRECISION)
 CHECKPOINT ?=
 HEADS ?=
 NAME ?= $(notdir $(patsubst %/,%,$(CHECKPOINT)))-$(PRECISION)
+OPTIONS ?=
 
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt --editable
 DEMO := export/demo/model
 DEMO_HEADS := $(DEMO)/medusa_lm_head.safetensors
+DEMO_FROM := $(wildcard export/*.py $(DEMO)/*) runtime/manifest.py
+DEMO_ARTIFACT := $(patsubst %,%/manifest.json,$(filter artifacts/demo-%,$(patsubst %/,%,$(ARTIFACT))))
+DEMO_PROMPTS := --prompts export/demo/data.jsonl --template "What does {name} do?" --without heldout
 PACKAGES := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
@@ -21,14 +25,15 @@ PACKAGES := pyproject.toml constraints.txt
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make serve      ARTIFACT=artifacts/NAME PORT=8000     another model, another port"
+	@echo "  make serve      ARTIFACT=artifacts/NAME PORT=8000 OPTIONS=\"--rows 16 ...\"  (all options: python -m service --help)"
 	@echo "  make export     CHECKPOINT=DIR HEADS=PATH PRECISION=fp32|int8|int4 NAME=NAME"
-	@echo "  make bench      ARTIFACT=artifacts/NAME"
+	@echo "  make bench      ARTIFACT=artifacts/NAME OPTIONS=\"--max-tokens 64 ...\""
 
-serve: .venv/.serve | $(if $(filter artifacts/demo-%,$(ARTIFACT)),$(ARTIFACT)/manifest.json) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
-	@exec $(PY) -m service --artifact $(ARTIFACT) --port $(PORT)
+serve: .venv/.serve $(DEMO_ARTIFACT) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
+	@exec $(PY) -m service --artifact $(ARTIFACT) --port $(PORT) $(OPTIONS)
 
-artifacts/demo-%/manifest.json: $(DEMO)/model.safetensors $(DEMO_HEADS) | .venv/.serve
+# artifacts/demo-% is a symlink that the export switches at its end: make sees the new manifest's time, or the old one's.
+artifacts/demo-%/manifest.json: $(DEMO_FROM) | .venv/.serve
 	$(PY) -m export $(DEMO) --heads $(DEMO_HEADS) --precision $* --out artifacts/demo-$*
 
 export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into artifacts/NAME
@@ -36,9 +41,9 @@ export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into art
 	@needs=$$($(PY) -m export.needs $(HEADS)) && if [ -n "$$needs" ]; then $(MAKE) --no-print-directory .venv/.$$needs; fi
 	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
 
-bench: .venv/.bench | $(if $(filter artifacts/demo-%,$(ARTIFACT)),$(ARTIFACT)/manifest.json) ## measure ARTIFACT, plain against speculative
-	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) --prompts export/demo/data.jsonl \
-	    --template "What does {name} do?" --without heldout --requests 64 --speculation off,4,8,16 --concurrency 1,8
+bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
+	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(DEMO_PROMPTS)) --requests 64 \
+	    --speculation off,4,6,8,16 --concurrency 1,8 $(OPTIONS)
 
 test: .venv/.test ## run the tests, minutes
 	$(PY) -m pytest -m "not slow"
@@ -55,7 +60,7 @@ format: .venv/.test ## put the code into the format that lint checks
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-demo-model: .venv/.export ## train the demo model again, from data to heads (90 minutes on 2 cores; goes on if interrupted)
+demo-model: .venv/.export ## train the demo model again, from data to heads (about 40 minutes on 2 cores; goes on if interrupted)
 	$(PY) -m export.demo
 
 .venv/.made:
