@@ -15,7 +15,7 @@ DEMO := export/demo/model
 DEMO_HEADS := $(DEMO)/medusa_lm_head.safetensors
 DEMO_FROM := $(wildcard export/*.py $(DEMO)/*) runtime/manifest.py
 DEMO_ARTIFACT := $(patsubst %,%/manifest.json,$(filter artifacts/demo-%,$(patsubst %/,%,$(ARTIFACT))))
-DEMO_PROMPTS := --prompts export/demo/data.jsonl --template "What does {name} do?" --without heldout
+DEMO_PROMPTS := --prompts export/demo/data.jsonl --template "What does {name} do?" --without heldout --requests 64
 PACKAGES := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
@@ -42,7 +42,7 @@ export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into art
 	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
 
 bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
-	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(DEMO_PROMPTS)) --requests 64 \
+	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(DEMO_PROMPTS)) \
 	    --speculation off,4,6,8,16 --concurrency 1,8 $(OPTIONS)
 
 test: .venv/.test ## run the tests, minutes
