@@ -69,7 +69,7 @@ def test_quantized_answers_fork_only_where_plain_is_undecided(
         engine_of(demo_artifact(precision), 1), asked, [SamplingParams(MAX_TOKENS, speculation="off")] * len(asked)
     )
     forks, answers = [], 0
-    for rows in ROWS:
+    for rows in (1, 8):
         for speculation in SPECULATION[1:]:
             params = [SamplingParams(MAX_TOKENS, speculation=speculation)] * len(asked)
             got = answer(engine_of(demo_artifact(precision), rows), asked, params, seed=rows)

@@ -15,7 +15,15 @@ from tests.parity.questions import answer, engine_of, prompts
 from tests.parity.test_greedy import noise_of
 
 COUNT = 40
-SETTINGS = (
+USUAL: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.7},
+    {"temperature": 1.0},
+    {"temperature": 1.0, "top_k": 20},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.0, "min_p": 0.05},
+    {"temperature": 1.3, "top_k": 50, "top_p": 0.95},
+)
+SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0},
     {"temperature": 2.5},
     {"temperature": 1.5, "top_k": 20},
@@ -39,14 +47,25 @@ def distance(logits: np.ndarray, params: SamplingParams, position: int, token: i
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_same_seed_gives_the_same_text(demo_artifact: Callable[[str], Path], precision: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "settings", "count", "limit"), [("usual", USUAL, 100, 0.01), ("hot", SETTINGS, 40, 0.05)]
+)
+def test_the_same_seed_gives_the_same_text(
+    demo_artifact: Callable[[str], Path],
+    precision: str,
+    kind: str,
+    settings: tuple[dict[str, Any], ...],
+    count: int,
+    limit: float,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A fork needs a drawn number within the noise's reach of where plain decoding draws the other token."""
-    artifact, asked = demo_artifact(precision), prompts(COUNT, seed=2)
+    artifact, asked = demo_artifact(precision), prompts(count, seed=2)
     texts = {}
     for rows in (1, 8):
         for speculation in ("off", 4, 16):
             params = [
-                SamplingParams(40, seed=i, speculation=speculation, **SETTINGS[i % len(SETTINGS)]) for i in range(COUNT)
+                SamplingParams(40, seed=i, speculation=speculation, **settings[i % len(settings)]) for i in range(count)
             ]
             texts[rows, speculation] = answer(engine_of(artifact, rows), asked, params, seed=rows)
     plain = texts.pop((1, "off"))
@@ -61,12 +80,14 @@ def test_the_same_seed_gives_the_same_text(demo_artifact: Callable[[str], Path],
         model = Model.load(artifact)
         noise = noise_of(model, 100)
         for i, at, token in forks:
-            params = SamplingParams(seed=i, **SETTINGS[i % len(SETTINGS)])
+            params = SamplingParams(seed=i, **settings[i % len(settings)])
             logits = model.plain(asked[i], plain[i][:at])[-1]
             reach = np.expm1(4 * noise / params.temperature)
             assert distance(logits, params, at, plain[i][at]) < 1e-9, "plain decoding draws its token"
             assert distance(logits, params, at, token) <= reach, f"answer {i} forks at token {at}"
-    assert len(forks) <= 0.01 * COUNT * len(texts)
+    with capsys.disabled():
+        print(f"\n{precision}, {kind} temperatures: {len(forks)} of {count * len(texts)} sampled answers fork")
+    assert len(forks) <= limit * count * len(texts)
 
 
 @pytest.mark.parametrize(("setting", "asked"), list(zip(SETTINGS, ASKED, strict=True)))
@@ -80,7 +101,7 @@ def test_speculative_tokens_have_the_exact_distribution(
     artifact, prompt = demo_artifact("fp32"), prompts(COUNT, seed=3)[asked]
     engine, model = engine_of(artifact, 8), Model.load(artifact)
     for seed in range(SAMPLES):
-        engine.add(prompt, SamplingParams(4, seed=seed, speculation=32, ignore_eos=True, **setting))
+        engine.add(prompt, SamplingParams(4, seed=seed, speculation=16, ignore_eos=True, **setting))
     drawn: dict[int, dict[tuple[int, ...], list[int]]] = {0: {}, 1: {}, 2: {}}  # by depth, by what came before
     while engine.has_work:
         for output in engine.step():

@@ -167,3 +167,8 @@ def test_a_graph_that_is_no_graph(artifact: Path) -> None:
 def test_a_context_beyond_the_exported_one(artifact: Path) -> None:
     with pytest.raises(ConfigurationError, match="context is 129: tiny was exported for 128"):
         load(artifact, context=129)
+
+
+def test_more_rows_than_the_address_space_holds(artifact: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"rows x 192 tokens x 512 bytes = \d+ bytes of keys and values"):
+        load(artifact, rows=10**12)
