@@ -50,7 +50,7 @@ def test_speculation_does_not_change_the_text(speculation: int | str, temperatur
         assert stats["drafted"] == 0 and stats["tokens_per_step"] == 1
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(60), *(pytest.param(s, marks=pytest.mark.slow) for s in range(60, 600))])
 def test_random_arrivals_aborts_and_failures(seed: int) -> None:
     """No row leaks, every sequence ends exactly once, and what was not disturbed is plain decoding's answer."""
     rng = random.Random(seed)
