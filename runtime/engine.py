@@ -44,7 +44,7 @@ from runtime.verify import verify
 
 log = logging.getLogger(__name__)
 
-# `speculation: "auto"`: the fixed tree that was fastest, or within noise of it, in all precisions (README; with the root)
+# `speculation: "auto"`: the fixed tree that was fastest, or within noise of it, in all precisions (README)
 AUTO_NODES = 6
 
 
