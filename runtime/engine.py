@@ -7,7 +7,6 @@ It owns the sequences and a session, and knows nothing of HTTP, threads or graph
 
 import logging
 import math
-import mmap
 import secrets
 import time
 from collections.abc import Iterable
@@ -16,20 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
+from runtime.admission import admit
 from runtime.batch import Packer
-from runtime.errors import (
-    ArtifactError,
-    ConfigurationError,
-    ContextError,
-    MemoryBudgetError,
-    ParameterError,
-    PromptError,
-    QueueFullError,
-    StepError,
-)  # fmt: skip
+from runtime.errors import ArtifactError, ConfigurationError, QueueFullError, StepError
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.ragged import RaggedSession
@@ -43,9 +33,6 @@ from runtime.tree import PUBLISHED_ACCURACY, Tree, Universe, lone
 from runtime.verify import verify
 
 log = logging.getLogger(__name__)
-
-# `speculation: "auto"`: the fixed tree that was fastest, or within noise of it, in all precisions (README)
-AUTO_NODES = 6
 
 
 class Engine:
@@ -85,12 +72,7 @@ class Engine:
 
     def add(self, prompt: Items[int], params: SamplingParams) -> Sequence:
         """Queues a request. Raises PromptError, ContextError, MemoryBudgetError, ParameterError or QueueFullError."""
-        self._check_prompt(prompt)
-        nodes = self._nodes(params)
-        if unknown := [t for t in params.stop_token_ids if t >= self.manifest.vocab]:
-            raise ParameterError(f"stop_token_ids has {unknown[0]}: the vocabulary ends at {self.manifest.vocab - 1}")
-        limit = min(params.max_tokens, self.config.context - len(prompt))
-        reserved = self._reservation(len(prompt), limit, nodes)
+        admission = admit(prompt, params, self.manifest, self.config)
         if self._full:
             raise QueueFullError(
                 f"{len(self._scheduler.waiting)} requests are waiting and the queue holds {self.config.queue}"
@@ -100,13 +82,13 @@ class Engine:
             prompt=list(prompt),
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
-            nodes=nodes,
-            limit=limit,
-            reserved=reserved,
+            nodes=admission.nodes,
+            limit=admission.limit,
+            reserved=admission.reserved,
             stream=TextStream(self._pieces, params.stop),
         )
         self._next_id += 1
-        if limit == 0:
+        if sequence.limit == 0:
             self._ready.append(self._finish(sequence, "length"))
         else:
             self._scheduler.waiting.append(sequence)
@@ -302,41 +284,6 @@ class Engine:
         if row is not None:
             self.session.release(row)
         return Output(s, (), text, reason)
-
-    def _check_prompt(self, prompt: Items[int]) -> None:
-        if len(prompt) == 0:
-            raise PromptError("the prompt is empty: it has to have at least one token")
-        if len(prompt) > self.config.context:
-            raise ContextError(f"the prompt has {len(prompt)} tokens, the context {self.config.context}")
-        for i, token in enumerate(prompt):
-            if not isinstance(token, int | np.integer) or not 0 <= token < self.manifest.vocab:
-                raise PromptError(
-                    f"token {i} of the prompt is {token!r}: the vocabulary is 0 to {self.manifest.vocab - 1}"
-                )
-
-    def _nodes(self, params: SamplingParams) -> int:
-        if params.speculation == "off":
-            return 1
-        if self._universe is None:
-            if params.speculation != "auto":
-                raise ParameterError(
-                    f"speculation is {params.speculation}: {self.manifest.name} was exported without heads"
-                )
-            return 1
-        return AUTO_NODES if params.speculation == "auto" else int(params.speculation)
-
-    def _reservation(self, prompt: int, limit: int, nodes: int) -> int:
-        """Bytes of keys and values a request may come to need."""
-        page = max(1, mmap.PAGESIZE // (4 * self.manifest.head_dim))  # tokens of one key-value head in a page
-        tokens = -(-(prompt + limit + nodes) // page) * page
-        need = tokens * self.manifest.kv_bytes
-        if need > self.config.kv_memory:
-            raise MemoryBudgetError(
-                f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {tokens} x"
-                f" {self.manifest.kv_bytes} bytes = {need} of keys and values, the budget is {self.config.kv_memory}:"
-                " ask for fewer tokens"
-            )
-        return need
 
 
 def _check_finite(result: Result, node: int, token: int) -> None:

@@ -14,14 +14,8 @@ SCHEMA = 1
 FILE = "manifest.json"
 FORMS = ("ragged",)
 PRECISIONS = ("fp32", "int8", "int4")
-STEP_INPUTS = (
-    "tokens",
-    "depth",
-    "length",
-    "count",
-    "ancestors",
-    "wanted",
-)  # of decoder.onnx, beside each layer's cache
+# of decoder.onnx, beside each layer's cache
+STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
 STEP_OUTPUTS = ("logits", "argmax", "hidden")
 FILES = ("decoder.onnx", "decoder.onnx.data", "tokenizer.json")
 HEAD_FILES = ("heads.onnx", "heads.onnx.data")

@@ -13,12 +13,11 @@ import numpy as np
 import onnxruntime as ort
 
 from runtime.errors import ArtifactError, ConfigurationError
-from runtime.manifest import Manifest
+from runtime.manifest import STEP_INPUTS, Manifest
 from runtime.session import Batch, Draft, Result
 
 PROVIDER = "CPUExecutionProvider"
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3.13 on by name
-STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
 
 
 class RaggedSession:

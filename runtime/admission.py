@@ -1,0 +1,67 @@
+"""What a request is checked for before it may wait, and what it reserves: no state, no session."""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError
+from runtime.manifest import Manifest
+from runtime.params import EngineConfig, SamplingParams
+
+# `speculation: "auto"`: the fixed tree that was fastest, or within noise of it, in all precisions (README)
+AUTO_NODES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`nodes` of the largest tree, the root included (1: plain decoding); `limit` tokens to emit; `reserved` bytes of
+    keys and values."""
+
+    nodes: int
+    limit: int
+    reserved: int
+
+
+def admit(prompt: Sequence[int], params: SamplingParams, manifest: Manifest, config: EngineConfig) -> Admission:
+    """Raises PromptError, ContextError, ParameterError or MemoryBudgetError for what can never be served."""
+    _check_prompt(prompt, manifest, config)
+    if unknown := [token for token in params.stop_token_ids if token >= manifest.vocab]:
+        raise ParameterError(f"stop_token_ids has {unknown[0]}: the vocabulary ends at {manifest.vocab - 1}")
+    nodes = _nodes(params, manifest)
+    limit = min(params.max_tokens, config.context - len(prompt))
+    return Admission(nodes, limit, _reservation(len(prompt), limit, nodes, manifest, config))
+
+
+def _check_prompt(prompt: Sequence[int], manifest: Manifest, config: EngineConfig) -> None:
+    if len(prompt) == 0:
+        raise PromptError("the prompt is empty: it has to have at least one token")
+    if len(prompt) > config.context:
+        raise ContextError(f"the prompt has {len(prompt)} tokens, the context {config.context}")
+    for i, token in enumerate(prompt):
+        if not isinstance(token, int | np.integer) or not 0 <= token < manifest.vocab:
+            raise PromptError(f"token {i} of the prompt is {token!r}: the vocabulary is 0 to {manifest.vocab - 1}")
+
+
+def _nodes(params: SamplingParams, manifest: Manifest) -> int:
+    if params.speculation == "off":
+        return 1
+    if not manifest.medusa_heads:
+        if params.speculation != "auto":
+            raise ParameterError(f"speculation is {params.speculation}: {manifest.name} was exported without heads")
+        return 1
+    return AUTO_NODES if params.speculation == "auto" else int(params.speculation)
+
+
+def _reservation(prompt: int, limit: int, nodes: int, manifest: Manifest, config: EngineConfig) -> int:
+    """Bytes of keys and values a request may come to need, in whole pages."""
+    page = max(1, mmap.PAGESIZE // (4 * manifest.head_dim))  # tokens of one key-value head in a page
+    tokens = -(-(prompt + limit + nodes) // page) * page
+    need = tokens * manifest.kv_bytes
+    if need > config.kv_memory:
+        raise MemoryBudgetError(
+            f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {tokens} x {manifest.kv_bytes} bytes ="
+            f" {need} of keys and values, the budget is {config.kv_memory}: ask for fewer tokens"
+        )
+    return need
