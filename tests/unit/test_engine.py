@@ -89,8 +89,10 @@ def test_random_arrivals_aborts_and_failures(seed: int) -> None:
             take([end])
         if rng.random() < 0.02:
             session.fail_next = rng.choice(["run", "heads", "copy", "commit", "nan"])
+        before = engine.stats()["prefilled"]
         take(engine.step())
         engine.check_integrity()
+        assert engine.stats()["prefilled"] - before <= engine.config.chunk
         live = [s for s in live if s.finish_reason is None]
     session.fail_next = None
     take(run_to_end(engine))
@@ -129,6 +131,14 @@ def test_prefill_shares_the_step_with_decoding() -> None:
     for _ in range(8):
         engine.step()
     assert len(short.tokens) == before + 8
+
+
+def test_a_request_reserves_all_it_may_need_in_whole_pages() -> None:
+    engine = engine_of()
+    engine.add([5] * 5, SamplingParams(max_tokens=10, speculation=2))  # 5 + 10 + 2 tokens: two pages of 16
+    engine.add([5] * 120, SamplingParams(max_tokens=200, speculation="off"))  # the context's 128, and the root
+    engine.step()
+    assert engine.stats()["kv_bytes_reserved"] == (32 + 144) * engine.manifest.kv_bytes
 
 
 def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
