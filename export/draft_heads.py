@@ -48,8 +48,8 @@ def build_heads(
             every.append(emit("Unsqueeze", logits, const([1])))
         emitter.scope = ""
         logits = emit("Concat", *every, axis=1)  # [rows, heads, vocab]
-        best, _ = emitter.nodes("TopK", logits, const([top_k]), names=("", "tokens"), axis=-1)
-        emit("Sub", best, emit("ReduceLogSumExp", logits, const([-1]), keepdims=1), name="logprobs")
+        logprobs = emit("LogSoftmax", logits, axis=-1)
+        emitter.nodes("TopK", logprobs, const([top_k]), names=("logprobs", "tokens"), axis=-1)
         emitter.output("tokens", INT64, ["rows", heads.count, top_k])
         emitter.output("logprobs", FLOAT, ["rows", heads.count, top_k])
         emitter.save("heads")
