@@ -48,7 +48,7 @@ def distance(logits: np.ndarray, params: SamplingParams, position: int, token: i
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize(
-    ("kind", "settings", "count", "limit"), [("usual", USUAL, 100, 0.01), ("hot", SETTINGS, 40, 0.05)]
+    ("kind", "settings", "count", "limit"), [("usual", USUAL, 100, 0.01), ("hot", SETTINGS, 150, 0.05)]
 )
 def test_the_same_seed_gives_the_same_text(
     demo_artifact: Callable[[str], Path],
@@ -59,7 +59,11 @@ def test_the_same_seed_gives_the_same_text(
     limit: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A fork needs a drawn number within the noise's reach of where plain decoding draws the other token."""
+    """A fork needs a drawn number within the noise's reach of where plain decoding draws the other token.
+
+    The hot settings' limit is wider than the one in a hundred aimed at, because int4 does not keep to that there:
+    docs/decisions/0005-exactness.md.
+    """
     artifact, asked = demo_artifact(precision), prompts(count, seed=2)
     texts = {}
     for rows in (1, 8):
