@@ -7,6 +7,7 @@ float32's own noise, and a wrong export shows at any precision.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from export.linear import INT4_BLOCK
@@ -17,11 +18,12 @@ Product = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x [tokens, in], weig
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """The products of one precision, and how an embedding's values are kept."""
+    """The products of one precision, and how an embedding's and attention's values are kept."""
 
     layers: Product
     vocabulary: Product
     embedding: Callable[[np.ndarray], np.ndarray]
+    attended: Callable[[np.ndarray], np.ndarray]
 
 
 def exact_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -58,13 +60,17 @@ def _half(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float16).astype(np.float32)
 
 
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
 def _same(x: np.ndarray) -> np.ndarray:
     return x
 
 
-EXACT = Arithmetic(exact_product, exact_product, _same)
+EXACT = Arithmetic(exact_product, exact_product, _same, _same)
 ARITHMETIC: Mapping[str, Arithmetic] = {
     "fp32": EXACT,
-    "int8": Arithmetic(int8_product, int8_product, _half),
-    "int4": Arithmetic(int4_product, int8_product, _half),
+    "int8": Arithmetic(int8_product, int8_product, _half, _bfloat16),
+    "int4": Arithmetic(int4_product, int8_product, _half, _bfloat16),
 }

@@ -27,7 +27,7 @@ import onnx
 from onnx import helper
 
 from export.config import ModelConfig, inverse_frequencies
-from export.emitter import BOOL, FLOAT, INT32, INT64, MICROSOFT, Emitter
+from export.emitter import BFLOAT16, BOOL, FLOAT, INT32, INT64, MICROSOFT, Emitter
 from export.linear import linear
 from runtime.manifest import capacity_of
 
@@ -165,7 +165,18 @@ class _Decoder:
         self.emitter.scan(names, [padded, f"new_key_{i}", f"new_value_{i}"], self._row_body(i, packed))
         width = config.heads * config.head_dim
         flat = emit("Reshape", padded, self.emitter.constant([-1, width]))  # [rows * nodes, width]
-        return self._projection(emit("Gather", flat, self.unpad, axis=0), prefix, ("o_proj",), config.attention_bias)
+        attended = self._absorb(emit("Gather", flat, self.unpad, axis=0))
+        return self._projection(attended, prefix, ("o_proj",), config.attention_bias)
+
+    def _absorb(self, attended: str) -> str:
+        """Attention rounded to bfloat16 before a product that rounds to 8 bits anyway.
+
+        A path with gaps is summed in another order, which moves attention by about 1e-7. Rounded, it is mostly the same
+        bits again, and speculation exact: docs/decisions/0005-exactness.md.
+        """
+        if self.precision == "fp32":
+            return attended
+        return self.emitter.node("Cast", self.emitter.node("Cast", attended, to=BFLOAT16), to=FLOAT)
 
     def _row_body(self, i: int, packed: str) -> onnx.GraphProto:
         """One row: its nodes attend to its cache and to each other as the tree says."""

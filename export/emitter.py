@@ -19,8 +19,8 @@ IR_VERSION = 10
 INLINE_BYTES = 1024  # smaller tensors stay in the graph file
 ALIGN = 4096  # so that weights can be mapped into memory
 
-FLOAT, INT64, INT32, BOOL, UINT8 = (
-    TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
+BFLOAT16, FLOAT, INT64, INT32, BOOL, UINT8 = (
+    TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
 )  # fmt: skip
 Shape = Sequence[int | str | None]
 

@@ -104,7 +104,8 @@ class Reference:
             scores = np.einsum("qhd,khd->hqk", q, k, optimize=True) * np.float32(config.head_dim**-0.5) + mask
             weights = np.exp(log_softmax(scores))
             attended.append(np.einsum("hqk,khd->qhd", weights, v, optimize=True).reshape(len(q), -1))
-        return self._linear(f"{name}.o_proj", np.concatenate(attended), config.attention_bias)
+        rounded = self._arithmetic.attended(np.concatenate(attended))
+        return self._linear(f"{name}.o_proj", rounded, config.attention_bias)
 
     def _mlp(self, name: str, x: np.ndarray) -> np.ndarray:
         bias = self._config.mlp_bias
