@@ -10,8 +10,7 @@ from runtime.errors import ContextError, MemoryBudgetError, ParameterError, Prom
 from runtime.manifest import Manifest
 from runtime.params import EngineConfig, SamplingParams
 
-# `speculation: "auto"`: the fixed tree that was fastest, or within noise of it, in all precisions (README)
-AUTO_NODES = 6
+AUTO_NODES = 32  # of the largest tree that `speculation: "auto"` may come to: it sets memory aside for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ def admit(prompt: Sequence[int], params: SamplingParams, manifest: Manifest, con
     _check_prompt(prompt, manifest, config)
     if unknown := [token for token in params.stop_token_ids if token >= manifest.vocab]:
         raise ParameterError(f"stop_token_ids has {unknown[0]}: the vocabulary ends at {manifest.vocab - 1}")
-    nodes = _nodes(params, manifest)
+    nodes = _nodes(params, manifest, config)
     limit = min(params.max_tokens, config.context - len(prompt))
     return Admission(nodes, limit, _reservation(len(prompt), limit, nodes, manifest, config))
 
@@ -44,13 +43,13 @@ def _check_prompt(prompt: Sequence[int], manifest: Manifest, config: EngineConfi
             raise PromptError(f"token {i} of the prompt is {token!r}: the vocabulary is 0 to {manifest.vocab - 1}")
 
 
-def _nodes(params: SamplingParams, manifest: Manifest) -> int:
+def _nodes(params: SamplingParams, manifest: Manifest, config: EngineConfig) -> int:
     if params.speculation == "off":
         return 1
     if not manifest.medusa_heads:
         if params.speculation != "auto":
             raise ParameterError(f"speculation is {params.speculation}: {manifest.name} was exported without heads")
-        return 1
+        return AUTO_NODES if config.lookup else 1
     return AUTO_NODES if params.speculation == "auto" else int(params.speculation)
 
 

@@ -18,7 +18,7 @@ class Packer:
     """
 
     def __init__(self, exact: bool, even: bool, widest: int) -> None:
-        self._least = 2 if exact else 1
+        self.least = 2 if exact else 1
         self._even = exact and even
         self._chain = np.tri(widest, dtype=bool)  # [nodes, nodes]
         self._steps = np.arange(widest)
@@ -29,7 +29,7 @@ class Packer:
         Returns the batch and, for each row, where its logits begin in `wanted`: all nodes of a tree; of a chunk the
         last one (the caller ignores it until the prompt is complete).
         """
-        counts = [max(self._least, len(work.tokens if isinstance(work, Tree) else work)) for _, work in rows]
+        counts = [max(self.least, len(work.tokens if isinstance(work, Tree) else work)) for _, work in rows]
         if self._even and sum(counts) % 2:
             counts[-1] += 1
         width = max(counts)
@@ -57,7 +57,7 @@ class Packer:
                 tokens.append(tokens[start])
                 depth[start + extra] = extra
                 ancestors[row, extra, : extra + 1] = self._chain[extra, : extra + 1]
-        wanted += wanted[-1:] * (self._least - len(wanted))
+        wanted += wanted[-1:] * (self.least - len(wanted))
         batch = Batch(
             np.array(tokens),
             depth,

@@ -9,7 +9,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
@@ -19,24 +19,37 @@ from tokenizers import Tokenizer
 
 from runtime.admission import admit
 from runtime.batch import Packer
+from runtime.cost import CostModel
 from runtime.errors import ArtifactError, ConfigurationError, QueueFullError, StepError
+from runtime.habit import Habit
+from runtime.load import Load
+from runtime.lookup import Lookup
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
+from runtime.profile import load_or_measure
 from runtime.ragged import RaggedSession
 from runtime.sampling import draw
 from runtime.scheduler import Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
-from runtime.session import Result, Session
+from runtime.session import Draft, Result, Session
+from runtime.speculation import Speculator
 from runtime.stats import Stats
 from runtime.text import Pieces, TextStream
-from runtime.tree import PUBLISHED_ACCURACY, Tree, Universe, lone
+from runtime.tree import Tree, accuracy_of
 from runtime.verify import verify
 
 log = logging.getLogger(__name__)
 
 
 class Engine:
-    def __init__(self, session: Session, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        cost: CostModel,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         manifest = session.manifest
         if config.context > manifest.context:
             raise ConfigurationError(
@@ -47,24 +60,39 @@ class Engine:
         self.tokenizer = tokenizer
         self._pieces = Pieces(tokenizer)
         self.session = session
-        self._scheduler = Scheduler(config.rows, config.chunk, config.kv_memory)
+        self._scheduler = Scheduler(config.rows, config.kv_memory)
         self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
-        self._universe = Universe(_accuracy(manifest), manifest.draft_top_k) if manifest.medusa_heads else None
+        self._speculator = Speculator(
+            accuracy_of(manifest), manifest.draft_top_k, cost, self._packer.least, self._heads
+        )
+        self._clock = clock
         self._stats = Stats()
         self._ready: list[Output] = []  # of sequences that ended without a step
         self._next_id = 0
         self._in_session = 0.0  # seconds of this step
 
     @classmethod
-    def from_artifact(cls, path: Path | str, config: EngineConfig | None = None) -> "Engine":
-        """Loads an artifact. Raises ArtifactError or ConfigurationError."""
+    def from_artifact(
+        cls,
+        path: Path | str,
+        config: EngineConfig | None = None,
+        cost: CostModel | None = None,
+        progress: Callable[[str], None] = log.info,
+    ) -> "Engine":
+        """Loads an artifact; without `cost`, measures its steps, or reads what was measured here before.
+
+        Raises ArtifactError or ConfigurationError.
+        """
         config, directory = config or EngineConfig(), Path(path).resolve()
         manifest = Manifest.read(directory, config.verify)
         try:
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # the package raises bare Exception
             raise ArtifactError(f"{directory / 'tokenizer.json'} does not load: {error}") from error
-        return cls(RaggedSession(directory, manifest, config.rows, config.threads), tokenizer, config)
+        session = RaggedSession(directory, manifest, config.rows, config.threads)
+        if cost is None:
+            cost = load_or_measure(Path(path), session, config, progress)
+        return cls(session, tokenizer, config, cost)
 
     @property
     def has_work(self) -> bool:
@@ -82,7 +110,11 @@ class Engine:
             prompt=list(prompt),
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
-            nodes=admission.nodes,
+            habit=Habit(
+                admission.nodes,
+                fixed=params.speculation != "auto",
+                lookup=Lookup(prompt) if admission.nodes > 1 and self.config.lookup else None,
+            ),
             limit=admission.limit,
             reserved=admission.reserved,
             stream=TextStream(self._pieces, params.stop),
@@ -102,14 +134,18 @@ class Engine:
 
     def step(self) -> list[Output]:
         """One step over all running sequences: what each of them was given. Does nothing when there is no work."""
-        begin = time.perf_counter()
+        begin = self._clock()
         outputs, self._ready, self._in_session = self._ready, [], 0.0
-        plan = self._scheduler.plan()
+        chunk = self._speculator.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
+        plan = self._scheduler.plan(chunk)
         if plan.sequences:
             outputs += self._step(plan)
             self._stats.steps += 1
+            host = self._clock() - begin - self._in_session
             self._stats.session_seconds += self._in_session
-            self._stats.host_seconds += time.perf_counter() - begin - self._in_session
+            self._stats.host_seconds += host
+            if not any(plan.prefill):
+                self._speculator.took(len(plan.sequences), host)
         return outputs
 
     def generate(self, prompts: Iterable[Items[int]], params: SamplingParams) -> list[Sequence]:
@@ -130,17 +166,13 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and what is in use now. Times are in seconds, memory in bytes."""
-        s, scheduler, m = self._stats, self._scheduler, self.manifest
+        scheduler, m = self._scheduler, self.manifest
         return {
             "model": m.name, "precision": m.precision, "form": m.form, "provider": self.session.provider,
             "rows": self.config.rows, "rows_in_use": len(scheduler.running),
             "waiting": len(scheduler.waiting), "queue": self.config.queue,
             "kv_bytes_reserved": scheduler.kv_reserved, "kv_bytes_limit": scheduler.kv_limit,
-            "steps": s.steps, "failed_steps": s.failed_steps, "tokens": s.tokens, "prefilled": s.prefilled,
-            "drafted": s.drafted, "accepted": s.accepted,
-            "drafted_by_depth": list(s.drafted_by_depth), "accepted_by_depth": list(s.accepted_by_depth),
-            "tokens_per_step": s.decoded_tokens / s.decoded_rows if s.decoded_rows else None,
-            "session_seconds": s.session_seconds, "host_seconds": s.host_seconds, "finished": dict(s.finished),
+            **self._stats.figures(), "drafting": self._speculator.decisions.figures(),
         }  # fmt: skip
 
     def check_integrity(self) -> None:
@@ -161,15 +193,17 @@ class Engine:
             for source, target, length in plan.moves:
                 self.session.copy(source, target, length)
                 self.session.release(source)
-            trees = self._draft(plan)
+            trees = self._speculator.draft(plan)
             works: list[tuple[int, list[int] | Tree]] = [
                 (s.length, tree or s.prompt[s.length : s.length + n])
                 for s, n, tree in zip(plan.sequences, plan.prefill, trees, strict=True)
             ]
             batch, first = self._packer.pack(works)
-            began = time.perf_counter()
+            began = self._clock()
             result = self.session.run(batch)
-            self._in_session += time.perf_counter() - began
+            seconds = self._clock() - began
+            self._in_session += seconds
+            self._speculator.ran(Load.of(batch, plan.prefill.count(0)), seconds)
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
             log.exception("a step of %d sequences failed", len(plan.sequences))
             self._stats.failed_steps += 1
@@ -177,10 +211,14 @@ class Engine:
                 self.session.release(source)
             return [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
         outputs = []
-        for s, n, tree, at in zip(plan.sequences, plan.prefill, trees, first, strict=True):
+        paths: list[list[int] | None] = [None] * len(trees)
+        for row, (s, n, tree, at) in enumerate(zip(plan.sequences, plan.prefill, trees, first, strict=True)):
             emitted, shown = len(s.tokens), len(s.text)
             try:
-                output = self._prefilled(s, n, result, at) if tree is None else self._decoded(s, tree, result, at)
+                if tree is None:
+                    output = self._prefilled(s, n, result, at)
+                else:
+                    output, paths[row] = self._decoded(s, tree, result, at)
             except Exception as error:  # such as logits that are no distribution: the other rows go on
                 log.exception("sequence %d failed", s.id)
                 if s.finish_reason is None:
@@ -188,27 +226,16 @@ class Engine:
                 output = Output(s, tuple(s.tokens[emitted:]), s.text[shown:], s.finish_reason)
             if output is not None:
                 outputs.append(output)
+        self._speculator.verified(paths, plan)
         return outputs
 
-    def _draft(self, plan: Plan) -> list[Tree | None]:
-        """A tree for each row that decodes; None for a row that prefills."""
-        trees: list[Tree | None] = []
-        asked = []
-        for sequence, prefill in zip(plan.sequences, plan.prefill, strict=True):
-            trees.append(None if prefill else lone(sequence.root))
-            # with one token left there is nothing to gain
-            if not prefill and sequence.nodes > 1 and sequence.limit - len(sequence.tokens) > 1:
-                asked.append(sequence)
-        if asked:
-            assert self._universe is not None
-            began = time.perf_counter()
-            draft = self.session.heads([s.row for s in asked])  # type: ignore[misc]  # they all have rows
-            self._in_session += time.perf_counter() - began
-            grown = self._universe.grow([s.root for s in asked], draft.tokens, draft.logprobs, [s.nodes for s in asked])
-            for sequence, tree in zip(asked, grown, strict=True):
-                assert sequence.row is not None
-                trees[sequence.row] = tree
-        return trees
+    def _heads(self, rows: list[int]) -> Draft:
+        began = self._clock()
+        draft = self.session.heads(rows)
+        seconds = self._clock() - began
+        self._in_session += seconds
+        self._speculator.cost.observe_heads(len(rows), seconds)
+        return draft
 
     def _prefilled(self, s: Sequence, n: int, result: Result, at: int) -> Output | None:
         """Commits a chunk of prompt; the last one gives the first token."""
@@ -219,8 +246,11 @@ class Engine:
         s.length += n
         return self._emit(s, [self._choose(s, result, at, 0)]) if done else None
 
-    def _decoded(self, s: Sequence, tree: Tree, result: Result, at: int) -> Output:
-        """Verifies a tree, emits what the model agrees with, and commits it unless the sequence ends."""
+    def _decoded(self, s: Sequence, tree: Tree, result: Result, at: int) -> tuple[Output, list[int]]:
+        """Verifies a tree, emits what the model agrees with, and commits it unless the sequence ends.
+
+        Returns the path of nodes that were accepted as well.
+        """
         assert s.row is not None
         if s.params.temperature == 0:
             best = result.argmax[at : at + len(tree.tokens)].tolist()
@@ -239,7 +269,7 @@ class Engine:
         if s.row is not None:
             self.session.commit(s.row, s.length, path, at + path[-1])
             s.length += len(path)
-        return output
+        return output, path
 
     def _choose(self, s: Sequence, result: Result, node: int, t: int) -> int:
         """The model's own token after a node, the t-th of this step."""
@@ -254,6 +284,8 @@ class Engine:
         before, pieces, reason = len(s.tokens), [], None
         for token in tokens:
             s.tokens.append(token)
+            if s.habit.lookup is not None:
+                s.habit.lookup.push(token)
             if (token in self.manifest.eos and not s.params.ignore_eos) or token in s.params.stop_token_ids:
                 reason = "stop"
                 break
@@ -290,11 +322,3 @@ def _check_finite(result: Result, node: int, token: int) -> None:
     value = float(result.logits[node, token])
     if not math.isfinite(value):
         raise StepError(f"the model's logits have the maximum {value} at token {token}: it has to be finite")
-
-
-def _accuracy(manifest: Manifest) -> Items[Items[float]]:
-    """The heads' measured accuracies, else the published ones, the last repeated for further heads."""
-    if manifest.head_accuracy is not None:
-        return manifest.head_accuracy
-    known = PUBLISHED_ACCURACY[: manifest.medusa_heads]
-    return known + known[-1:] * (manifest.medusa_heads - len(known))

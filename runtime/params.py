@@ -65,9 +65,11 @@ class EngineConfig:
     rows: int = 8  # sequences that run at the same time
     context: int = 0  # tokens of prompt and answer together
     kv_memory: int = 4 << 30  # what keys and values may take
-    chunk: int = 64  # prompt tokens a step
+    chunk: int = 64  # prompt tokens a step, at most
     queue: int = 1024  # requests that may wait
     threads: int = 0  # of ONNX Runtime
+    prefill_slowdown: float = 2.0  # how many times its usual step a sequence may wait beside others' prompts
+    lookup: bool = True  # draft what followed the newest tokens where they stood before
     exact: bool = True  # at least two nodes a row: the same bits in any batch
     verify: bool = False  # check the files' hashes at load
 
@@ -79,7 +81,10 @@ class EngineConfig:
             )
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in low:
+            if field.name == "prefill_slowdown":
+                if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf:
+                    raise ConfigurationError(f"{field.name} is {value!r}: it has to be a number of at least 1")
+            elif field.name not in low:
                 if not isinstance(value, bool):
                     raise ConfigurationError(f"{field.name} is {value!r}: it has to be true or false")
             elif not isinstance(value, int) or isinstance(value, bool) or value < low[field.name]:

@@ -22,13 +22,12 @@ class Plan:
 
 
 class Scheduler:
-    def __init__(self, rows: int, chunk: int, kv_limit: int) -> None:
+    def __init__(self, rows: int, kv_limit: int) -> None:
         self.rows: list[Sequence | None] = []  # the last is never None after a plan
         self.waiting: deque[Sequence] = deque()
         self.kv_reserved = 0
         self.kv_limit = kv_limit
         self._max_rows = rows
-        self._chunk = chunk
 
     @property
     def running(self) -> list[Sequence]:
@@ -38,17 +37,23 @@ class Scheduler:
     def free_rows(self) -> int:
         return self._max_rows - len(self.running)
 
-    def plan(self) -> Plan:
-        """Admits what can be, closes the holes that finished sequences left, and shares out the prompt tokens."""
-        tokens = self._chunk - sum(len(s.prompt) - s.length for s in self.running if s.prefilling)
+    @property
+    def prefilling(self) -> Sequence | None:
+        """The prompt that goes on first: one half done, else the next that would be admitted."""
+        half_done = next((s for s in self.running if s.prefilling), None)
+        return half_done or (self.waiting[0] if self.waiting and self.free_rows else None)
+
+    def plan(self, chunk: int) -> Plan:
+        """Admits what can be, closes the holes that finished sequences left, and shares out `chunk` prompt tokens."""
+        tokens = chunk - sum(len(s.prompt) - s.length for s in self.running if s.prefilling)
         while tokens > 0 and (row := self._free_row()) is not None and self._admit(row):
             admitted = self.rows[row]
             assert admitted is not None
             tokens -= len(admitted.prompt)
         moves = self._close_holes()
         sequences = self.running
-        prefill = [max(0, min(len(s.prompt) - s.length, self._chunk)) for s in sequences]
-        over = sum(prefill) - self._chunk
+        prefill = [max(0, min(len(s.prompt) - s.length, chunk)) for s in sequences]
+        over = sum(prefill) - chunk
         if over > 0:  # only the newest may be cut short: those before it end their prompts in this step
             newest = max((i for i, n in enumerate(prefill) if n), key=lambda i: sequences[i].id)
             prefill[newest] -= over

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.habit import Habit
 from runtime.params import SamplingParams
 from runtime.text import TextStream
 
@@ -21,7 +22,7 @@ class Sequence:
     prompt: list[int]
     params: SamplingParams
     seed: int
-    nodes: int  # of its largest tree, the root included; 1 is plain decoding
+    habit: Habit
     limit: int  # tokens it may emit: max_tokens or what the context leaves
     reserved: int  # bytes of keys and values set aside for it
     stream: TextStream

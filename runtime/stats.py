@@ -1,10 +1,45 @@
 """What an engine has done so far: counters, and nothing that is not counted."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from runtime.tree import Tree
+
+
+@dataclass(slots=True)
+class Decisions:
+    """What was drafted, of the rows x steps that may draft."""
+
+    rows: int = 0
+    nodes: int = 0  # roots left out
+    expected: float = 0.0  # tokens they were to emit
+    realised: int = 0  # and would have emitted, were no answer cut off
+    lookup_drafted: int = 0  # nodes by prompt lookup
+    lookup_accepted: int = 0
+    heads_runs: int = 0
+    heads_rows: int = 0  # rows they ran for
+    cost_error: float = 0.0  # recent mean of |measured / predicted - 1| of the decoder's time
+
+    def count(self, reach: np.ndarray, accepted: np.ndarray, by_lookup: np.ndarray, rows: int) -> None:
+        """One step's trees, node by node with roots: chance to be accepted, accepted, drafted by prompt lookup."""
+        self.rows += rows
+        self.nodes += len(accepted) - rows
+        self.expected += float(reach.sum())
+        self.realised += int(accepted.sum())
+        self.lookup_drafted += int(by_lookup.sum())
+        self.lookup_accepted += int((by_lookup & accepted).sum())
+
+    def figures(self) -> dict[str, Any]:
+        """Counters, and of one row's step: nodes chosen, tokens expected and realised."""
+        rows = self.rows or None
+        return {
+            **asdict(self),
+            "nodes_per_row": rows and self.nodes / rows,
+            "expected_tokens_per_step": rows and self.expected / rows,
+            "realised_tokens_per_step": rows and self.realised / rows,
+        }
 
 
 @dataclass(slots=True)
@@ -36,3 +71,9 @@ class Stats:
                     self.accepted_by_depth.append(0)
                 self.drafted_by_depth[depth] += nodes
                 self.accepted_by_depth[depth] += depth < accepted
+
+    def figures(self) -> dict[str, Any]:
+        """All counters, and the tokens of one row's step."""
+        figures = asdict(self)
+        decoded = figures.pop("decoded_tokens"), figures.pop("decoded_rows")
+        return {**figures, "tokens_per_step": decoded[0] / decoded[1] if decoded[1] else None}

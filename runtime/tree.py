@@ -1,8 +1,8 @@
 """Draft trees: which continuations of a sequence one step verifies.
 
 A *universe* is fixed: the few hundred rank-tuples (rank of the token under head 0, under head 1, ...) that the heads'
-accuracies make most likely a priori. A step scores each by the sum of its draft log-probabilities and takes the best.
-Nodes are kept in depth-first order, best child first, so that the accepted path tends to lie in the first slots.
+accuracies make most likely a priori; `runtime/forest.py` fills them with a step's drafts and chooses among them. They
+are in depth-first order, best child first, so that the accepted path tends to lie in the first slots.
 
 Dimension words: [rows] sequences, [heads] Medusa heads, [top_k] ranks of a head, [nodes] nodes of a tree, root first.
 """
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from runtime.manifest import Manifest
 
 # Top-1 to top-5 accuracy of vicuna-7b's five heads at the end of training: FasterDecoding/Medusa, assets/medusa_acc.csv
 # (Apache-2.0). For artifacts whose heads were not evaluated.
@@ -23,8 +25,7 @@ PUBLISHED_ACCURACY = (
     (0.1175, 0.1866, 0.2346, 0.2721, 0.2998),
 )
 UNIVERSE = 256
-FLOOR = -20.0  # a log-probability below it is as good as none
-DEPTH_COST = 1e-4  # above float32's resolution at heads * FLOOR: a child never ties with its parent
+DEPTH_COST = 1e-4  # above float32's resolution at the sum of the least log-probabilities: no child ties with its parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ def rank_probabilities(accuracy: Sequence[Sequence[float]], top_k: int) -> np.nd
     return np.array(rows)
 
 
+def accuracy_of(manifest: Manifest) -> Sequence[Sequence[float]]:
+    """The heads' measured accuracies, else the published ones, the last repeated for further heads."""
+    if manifest.head_accuracy is not None:
+        return manifest.head_accuracy
+    known = PUBLISHED_ACCURACY[: manifest.medusa_heads]
+    return known + known[-1:] * (manifest.medusa_heads - len(known))
+
+
 class Universe:
     """The rank-tuples a tree may be made of, in depth-first order, and how they hang together.
 
@@ -64,10 +73,10 @@ class Universe:
     """
 
     def __init__(self, accuracy: Sequence[Sequence[float]], top_k: int, size: int = UNIVERSE) -> None:
-        probability = rank_probabilities(accuracy, top_k)
-        heads = len(probability)
+        heads = len(accuracy)
+        probability = rank_probabilities(accuracy, top_k)  # [heads, top_k]
         best: list[tuple[int, ...]] = []
-        heap: list[tuple[float, tuple[int, ...]]] = [(-probability[0, 0], (0,))]
+        heap: list[tuple[float, tuple[int, ...]]] = [(-probability[0, 0], (0,))] if heads else []
         while heap and len(best) < size:
             score, path = heapq.heappop(heap)
             best.append(path)
@@ -80,46 +89,29 @@ class Universe:
                 heapq.heappush(heap, (score * probability[head + 1, 0], (*path, 0)))
         paths = [(), *sorted(best)]
         place = {path: i for i, path in enumerate(paths)}
-        absent = heads * top_k  # an entry that holds log-probability 0
         self.paths = paths
         self.parent = np.array([place[path[:-1]] if path else -1 for path in paths])
         self.depth = np.array([len(path) for path in paths])
-        # [paths, heads]: where each of a path's steps lies in a row's [heads * top_k] ranks
-        self._steps = np.array(
-            [[h * top_k + path[h] if h < len(path) else absent for h in range(heads)] for path in paths]
-        )
-        self._last = np.array([(len(path) - 1) * top_k + path[-1] if path else 0 for path in paths])
+        # where the last step of each path but the root's lies among a row's heads * top_k ranks
+        self.last = np.array([(len(path) - 1) * top_k + path[-1] for path in paths[1:]], np.int64)
+        self.child: list[dict[int, int]] = [{} for _ in paths]  # [paths]: rank to path
+        for i, path in enumerate(paths[1:], 1):
+            self.child[self.parent[i]][path[-1]] = i
+        self._incidence = np.zeros((heads * top_k, len(paths)), np.float32)
+        for i, path in enumerate(paths):
+            self._incidence[[head * top_k + rank for head, rank in enumerate(path)], i] = 1
+        # [paths]: how likely each is accepted, as far as the heads' accuracies say
+        self.chance = np.array([np.prod([probability[at] for at in enumerate(path)]) for path in paths])
         self._cost = (DEPTH_COST * self.depth).astype(np.float32)
-        self._ancestors = np.eye(len(paths), dtype=bool)
-        for i in range(1, len(paths)):
-            self._ancestors[i] |= self._ancestors[self.parent[i]]
 
-    def grow(self, roots: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray, sizes: Sequence[int]) -> list[Tree]:
-        """The best tree of each row.
+    def sum(self, logprobs: np.ndarray) -> np.ndarray:
+        """Log-probabilities of ranks [rows, heads * top_k], none above 0 -> of paths [rows, paths].
 
-        `roots` and `sizes` (nodes, root included) have one entry a row; `tokens` int64 and `logprobs` float32 are
-        [rows, heads, top_k], best first. A tree is smaller than asked only where the universe is.
+        A child's is below its parent's, so the best paths of a row are a tree.
         """
-        rows = len(roots)
-        padded = np.zeros((rows, logprobs.shape[1] * logprobs.shape[2] + 1), np.float32)
-        np.fmax(logprobs.reshape(rows, -1), FLOOR, out=padded[:, :-1])  # also where a head gives NaN
-        np.minimum(padded, 0.0, out=padded)
-        cost = self._cost - np.add.reduce(padded.take(self._steps, axis=1), axis=2)  # [rows, paths], least for the root
-        candidates = tokens.reshape(rows, -1).take(self._last, axis=1)  # [rows, paths]
-        candidates[:, 0] = roots
-        trees = []
-        for row, size in enumerate(sizes):
-            if size < len(self.paths):
-                chosen = cost[row].argpartition(size - 1)[:size]
-                chosen.sort()
-            else:
-                chosen = np.arange(len(self.paths))
-            parents = chosen.searchsorted(self.parent.take(chosen))
-            parents[0] = -1
-            ancestors = self._ancestors.take(chosen, axis=0).take(chosen, axis=1)
-            picked = candidates[row].take(chosen).tolist()
-            trees.append(Tree(picked, parents.tolist(), self.depth.take(chosen), ancestors))
-        return trees
+        total: np.ndarray = logprobs @ self._incidence
+        total -= self._cost
+        return total
 
 
 def lone(root: int) -> Tree:

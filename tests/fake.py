@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from runtime.cost import CostModel
 from runtime.manifest import STEP_INPUTS, STEP_OUTPUTS, Manifest, capacity_of
 from runtime.session import Batch, Draft, Result
 
@@ -37,6 +38,13 @@ def fake_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
+
+
+def fake_cost(token: float = 2e-5, start: float = 1e-3) -> CostModel:
+    """Steps of a millisecond, and some for each token."""
+    points = [1, 2, 64, 4096]
+    body = [start + token * n for n in points]
+    return CostModel([1, 64], points, [body, body], vocabulary=[0.0] * len(points), heads=[start / 4] * 2)
 
 
 def scores(context: Sequence[int], eos_rate: float) -> np.ndarray:

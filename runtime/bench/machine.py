@@ -2,15 +2,13 @@
 
 import os
 import platform
-import re
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import psutil
 
+from runtime import machine
+
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
-ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")  # what the matrix kernels choose by
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,29 +21,14 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        cpuinfo = Path("/proc/cpuinfo")
-        text = cpuinfo.read_text() if cpuinfo.is_file() else ""
-        name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-        flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
-        known = flags[1].split() if flags else []
-        return cls(
-            cpu=name[1] if name else platform.processor() or platform.machine(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            memory=psutil.virtual_memory().total,
-            isa=tuple(flag for flag in ISA if flag in known),
-            system=f"{platform.system()} {platform.release()}",
-        )
+        cpu, isa = machine.cpu()
+        memory = psutil.virtual_memory().total
+        return cls(cpu, machine.usable_cores(), memory, isa, f"{platform.system()} {platform.release()}")
 
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide the speed, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except ImportError:  # PackageNotFoundError: of the two ONNX Runtimes one is there
-            continue
-    return found
+    return {"python": platform.python_version()} | machine.versions(PACKAGES)
 
 
 class OtherLoad:

@@ -10,6 +10,7 @@ from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sequence import Sequence
 from tests.conftest import CHECKPOINT
+from tests.fake import fake_cost
 
 COUNT = 200
 MAX_TOKENS = 64
@@ -29,7 +30,8 @@ def prompts(count: int = COUNT, seed: int = 0) -> list[list[int]]:
 
 
 def engine_of(artifact: Path, rows: int) -> Engine:
-    return Engine.from_artifact(artifact, EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000))
+    config = EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000)
+    return Engine.from_artifact(artifact, config, fake_cost())
 
 
 def answer(engine: Engine, asked: list[list[int]], params: list[SamplingParams], seed: int = 0) -> list[list[int]]:

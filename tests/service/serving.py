@@ -19,7 +19,7 @@ from runtime.params import EngineConfig
 from runtime.session import Batch, Result
 from service.engine_thread import EngineThread
 from service.server import Server, listen
-from tests.fake import FakeSession, fake_manifest, fake_tokenizer
+from tests.fake import FakeSession, fake_cost, fake_manifest, fake_tokenizer
 
 SECONDS = 20.0  # how long a test waits for what should come at once
 TEMPLATE = "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}>"
@@ -80,7 +80,9 @@ def byte_tokenizer() -> Tokenizer:
 
 def engine_on(session: FakeSession, tokenizer: Tokenizer | None = None, **config: Any) -> Engine:
     rows = len(session.last)
-    return Engine(session, tokenizer or fake_tokenizer(), EngineConfig(**{"rows": rows, "chunk": 16, **config}))
+    return Engine(
+        session, tokenizer or fake_tokenizer(), EngineConfig(**{"rows": rows, "chunk": 16, **config}), fake_cost()
+    )
 
 
 class Serving:

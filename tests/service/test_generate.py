@@ -4,7 +4,7 @@ import pytest
 
 from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
-from tests.fake import fake_manifest, fake_tokenizer
+from tests.fake import fake_cost, fake_manifest, fake_tokenizer
 from tests.service.serving import (
     HeldSession,
     ScriptSession,
@@ -63,7 +63,7 @@ def test_a_prompt_goes_through_the_template_unless_raw(server: Serving, body: di
     answer = server.generate(**body, max_tokens=20, temperature=0.7, seed=3, stop=["zz"], stop_token_ids=[96]).json()
     params = SamplingParams(max_tokens=20, temperature=0.7, seed=3, stop=("zz",), stop_token_ids=(96,))
     prompt = fake_tokenizer().encode(rendered).ids
-    engine = Engine(HeldSession(), fake_tokenizer(), EngineConfig())
+    engine = Engine(HeldSession(), fake_tokenizer(), EngineConfig(), fake_cost())
     [expected] = engine.generate([prompt], params)
     assert answer["usage"]["prompt_tokens"] == len(prompt)
     assert (answer["text"], answer["finish_reason"]) == (expected.text, expected.finish_reason)

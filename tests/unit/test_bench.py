@@ -15,7 +15,7 @@ from runtime.engine import Engine
 from runtime.errors import ConfigurationError, PromptError
 from runtime.params import EngineConfig, SamplingParams
 from runtime.tree import PUBLISHED_ACCURACY
-from tests.fake import FakeSession, fake_manifest, fake_tokenizer
+from tests.fake import FakeSession, fake_cost, fake_manifest, fake_tokenizer
 
 
 def run_of(speculation: int | str, repeat: int, seconds: float, concurrency: int = 2) -> Run:
@@ -60,7 +60,7 @@ def test_published_accuracies_are_those_of_the_engine() -> None:
 def test_simulated_acceptance_gives_the_expected_tokens_per_step(nodes: int) -> None:
     """The best tree's expectation: 1 + the sum over its nodes of the product of the chances on their paths."""
     manifest = fake_manifest(head_accuracy=PUBLISHED_ACCURACY[:4])
-    engine = Engine(FakeSession(manifest, rows=4), fake_tokenizer(), EngineConfig(rows=4))
+    engine = Engine(FakeSession(manifest, rows=4), fake_tokenizer(), EngineConfig(rows=4), fake_cost())
     engine.session = SimulatedSession(engine.session, seed=1)
     chances = np.diff(np.array(PUBLISHED_ACCURACY[:4]), axis=1, prepend=0)
     paths: list[float] = []
@@ -82,7 +82,7 @@ def test_simulated_acceptance_needs_room_for_its_tokens() -> None:
 
 
 def test_a_run_counts_steady_steps_only() -> None:
-    engine = Engine(FakeSession(eos_rate=0), fake_tokenizer(), EngineConfig(rows=3, chunk=16))
+    engine = Engine(FakeSession(eos_rate=0), fake_tokenizer(), EngineConfig(rows=3, chunk=16), fake_cost())
     params = SamplingParams(max_tokens=10, speculation="off")
     run = measure(engine, Setting("off", 3), random_prompts(6, 5, 90, seed=0), params, repeat=2)
     assert (run.requests, run.tokens, run.repeat) == (6, 60, 2)
@@ -95,7 +95,7 @@ def test_a_run_counts_steady_steps_only() -> None:
 
 
 def test_a_run_without_a_steady_step_is_refused() -> None:
-    engine = Engine(FakeSession(eos_rate=0), fake_tokenizer(), EngineConfig(rows=3))
+    engine = Engine(FakeSession(eos_rate=0), fake_tokenizer(), EngineConfig(rows=3), fake_cost())
     with pytest.raises(ConfigurationError, match="3 sequences"):
         measure(engine, Setting("off", 3), random_prompts(2, 5, 90, seed=0), SamplingParams(), repeat=0)
 

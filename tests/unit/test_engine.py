@@ -9,7 +9,7 @@ from runtime.errors import ContextError, MemoryBudgetError, ParameterError, Prom
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sampling import draw
 from runtime.sequence import Output, Sequence
-from tests.fake import EOS, VOCAB, FakeSession, fake_manifest, fake_tokenizer, plain
+from tests.fake import EOS, VOCAB, FakeSession, fake_cost, fake_manifest, fake_tokenizer, plain
 
 RATE = 0.03
 
@@ -17,7 +17,7 @@ RATE = 0.03
 def engine_of(session: FakeSession | None = None, **config: object) -> Engine:
     values = {"rows": 4, "chunk": 8, "queue": 1000, "kv_memory": 1 << 26} | config
     session = session or FakeSession(rows=int(values["rows"]), eos_rate=RATE)  # type: ignore[call-overload]
-    return Engine(session, fake_tokenizer(), EngineConfig(**values))  # type: ignore[arg-type]
+    return Engine(session, fake_tokenizer(), EngineConfig(**values), fake_cost())  # type: ignore[arg-type]
 
 
 def expected(prompt: list[int], params: SamplingParams, context: int = 128) -> list[int]:
@@ -157,7 +157,7 @@ def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
 
 def test_a_sequence_that_ends_leaves_no_token_after_its_end() -> None:
     """A tree may be accepted past the end token: what lies behind it is not emitted."""
-    engine = Engine(FakeSession(rows=1, eos_rate=0.2, luck=1.0), fake_tokenizer(), EngineConfig(rows=1))
+    engine = Engine(FakeSession(rows=1, eos_rate=0.2, luck=1.0), fake_tokenizer(), EngineConfig(rows=1), fake_cost())
     for start in range(3, 60):
         [sequence] = engine.generate([[start]], SamplingParams(max_tokens=50, speculation=32))
         assert EOS not in sequence.tokens[:-1] and len(sequence.tokens) <= 50
@@ -193,7 +193,7 @@ def test_a_prompt_that_fills_the_context_ends_with_length() -> None:
         ([5, -1], {}, PromptError, "token 1 of the prompt is -1"),
         ([5] * 129, {}, ContextError, "129 tokens, the context 128"),
         ([5], {"stop_token_ids": (VOCAB,)}, ParameterError, "stop_token_ids has 97"),
-        ([5] * 50, {"max_tokens": 60}, MemoryBudgetError, r"50 prompt tokens \+ 60 to emit \+ 6 tree nodes"),
+        ([5] * 50, {"max_tokens": 60}, MemoryBudgetError, r"50 prompt tokens \+ 60 to emit \+ 32 tree nodes"),
     ],
 )
 def test_what_can_never_be_served_is_refused(

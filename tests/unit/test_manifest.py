@@ -15,6 +15,7 @@ from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import STEP_INPUTS, STEP_OUTPUTS, Manifest, capacity_of
 from runtime.params import EngineConfig
 from tests.checkpoints import medusa_heads, tiny_llama
+from tests.fake import fake_cost
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def change(artifact: Path, **values: Any) -> None:
 
 
 def load(artifact: Path, **config: Any) -> Engine:
-    return Engine.from_artifact(artifact, EngineConfig(**({"rows": 1, "kv_memory": 1 << 24} | config)))
+    return Engine.from_artifact(artifact, EngineConfig(**({"rows": 1, "kv_memory": 1 << 24} | config)), fake_cost())
 
 
 def test_a_whole_artifact_loads(artifact: Path) -> None:

@@ -1,0 +1,93 @@
+"""The tree budget of one step over all its rows: as many of the best nodes as pay for their time.
+
+    S* = argmax_S (rows + sum of the S best nodes' chances to be accepted) - rate * L(rows, tokens + S, ...)
+
+with the tokens a second of the last steps as the rate. Over many steps that makes tokens over time most, which the best
+ratio of each single step does not: a step that promises little should be short (Dinkelbach 1967, On Nonlinear
+Fractional Programming).
+
+Functions of arrays. Dimension words: [rows] sequences that may draft, [nodes] candidates, best first over all rows.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from runtime.cost import CostModel
+from runtime.load import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Candidates of several rows, best first; any beginning of them is a tree in every row."""
+
+    row: np.ndarray  # int64 [nodes]
+    chance: np.ndarray  # float [nodes], to be accepted
+    by_heads: np.ndarray  # bool [nodes], whether it takes a run of the heads
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a step costs: the session by the model, and seconds per (row + 2) outside of it, plain and drafting.
+
+    A row runs `least` nodes in any case, so that its first ones may be free. `rate` is in tokens a second; 0 stands for
+    the best one that this step can have.
+    """
+
+    cost: CostModel
+    least: int
+    plain: float
+    drafting: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """So many of the best nodes; the tokens and the seconds expected of the step, its prompts left out."""
+
+    nodes: int
+    tokens: float
+    seconds: float
+
+
+def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: int = 0, gained: float = 0.0) -> Choice:
+    """How many of the nodes to draft, beside what `load` holds, which gains `gained` tokens.
+
+    `lengths` [rows] are committed. The heads have run for `asked` rows, and run for those of which a choice takes nodes
+    `by_heads`.
+    """
+    row, cost, least = nodes.row, prices.cost, prices.least
+    mine = row[:, None] == np.arange(len(lengths))  # [nodes, rows]
+    count = np.cumsum(mine, axis=0)  # [nodes, rows] below the root
+    own = count[np.arange(len(row)), row]  # a node's number in its row
+    tokens = _from(load.tokens, np.cumsum(own >= least))
+    widest = np.maximum(load.widest, _from(1, count.max(axis=1)))
+    attended = _from(load.attended, np.cumsum(lengths[row] + 2 * own))
+    seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent)
+    if load.decoding < load.rows:  # what the prompts of this step cost in any case is not the trees' cost
+        alone = load.without_prompts(least)
+        decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended)
+        seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
+    ask = _from(asked, (np.cumsum(mine & nodes.by_heads[:, None], axis=0) > 0).sum(axis=1))
+    host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)
+    seconds = seconds + cost.heads(ask) + host
+    gain = _from(load.decoding + gained, np.cumsum(nodes.chance))
+    chosen = int(np.argmax(gain - prices.rate * seconds if prices.rate else gain / seconds))
+    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]))
+
+
+def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray, least: int) -> Load:
+    """`load` with trees of so many nodes in it: `row` [nodes] names each node's row, roots left out."""
+    count = np.bincount(row, minlength=len(lengths))
+    more = np.maximum(count + 1, least) - least
+    return replace(
+        load,
+        tokens=load.tokens + int(more.sum()),
+        widest=max(load.widest, int(count.max()) + 1),
+        attended=load.attended + int((more * (lengths + count)).sum()),
+    )
+
+
+def _from(begin: float, rest: np.ndarray) -> np.ndarray:
+    """[nodes + 1]: `begin` without any node, then what `rest` [nodes] adds to it."""
+    return np.concatenate([[begin], begin + rest])

@@ -1,0 +1,59 @@
+"""How one sequence drafts: what it may, and what is known of its drafts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.lookup import Lookup
+
+REMEMBERED = 24  # of a draft's values
+RECENT = 0.3  # weight of the newest draft among those remembered
+PATIENCE = (32, 256)  # steps without heads before they are tried again: at first, and at most
+TRUST = (0.05, 1.5)  # what one sequence may be surer or less sure than its drafts say
+TRUST_PRIOR, TRUST_MEMORY = 8.0, 60.0  # in expected successes
+
+
+@dataclass(slots=True)
+class Habit:
+    nodes: int  # of its largest tree, the root included; 1 is plain decoding
+    fixed: bool  # always that many, as far as there are candidates
+    lookup: Lookup | None
+    values: np.ndarray | None = None  # [REMEMBERED] chances of its best nodes to be accepted, lately
+    heads: bool = False  # run for it in this step
+    idle: int = 0  # steps without them
+    patience: int = PATIENCE[0]
+    expected: float = 0.0  # successes that its drafts claimed
+    right: float = 0.0  # and had
+
+    @property
+    def trust(self) -> float:
+        """Factor on the chances of its drafts."""
+        ratio = (self.right + TRUST_PRIOR) / (self.expected + TRUST_PRIOR)
+        return min(max(ratio, TRUST[0]), TRUST[1])
+
+    def learn(self, expected: float, right: float) -> None:
+        """Of the nodes tried in a step `right` came true, `expected` should have."""
+        self.expected += expected
+        self.right += right
+        if self.expected > TRUST_MEMORY:
+            self.expected /= 2
+            self.right /= 2
+
+    def remember(self, values: np.ndarray) -> None:
+        """The chances [REMEMBERED] of its newest draft's best nodes, best first."""
+        self.values = values if self.values is None else self.values + RECENT * (values - self.values)
+
+    def decide(self, pays: bool, steps: int) -> None:
+        """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long."""
+        if pays:
+            self.heads, self.idle, self.patience = True, 0, PATIENCE[0]
+            return
+        self.idle += steps
+        self.heads = self.idle >= self.patience
+        if self.heads:
+            self.idle, self.patience = 0, min(4 * self.patience, PATIENCE[1])
+
+    def end_trial(self) -> None:
+        """One step is enough to try the heads."""
+        if self.patience > PATIENCE[0]:
+            self.heads = False

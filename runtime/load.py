@@ -1,0 +1,42 @@
+"""What a step brings, as the cost model counts it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.session import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    rows: int
+    decoding: int  # rows of these that decode
+    tokens: int  # packed
+    widest: int  # nodes of the largest row
+    attended: int  # sum over the rows of nodes * (committed length + nodes)
+    silent: int  # tokens whose logits are not wanted
+    alone: int  # what is attended without the rows that prefill
+
+    @classmethod
+    def of(cls, batch: Batch, decoding: int) -> "Load":
+        """A packed step in which so many rows decode."""
+        tokens = len(batch.tokens)
+        attended = int((batch.count * (batch.length + batch.count)).sum())
+        silent = max(0, tokens - len(batch.wanted))
+        return cls(len(batch.length), decoding, tokens, batch.ancestors.shape[1], attended, silent, attended)
+
+    @classmethod
+    def planned(cls, lengths: Sequence[int], prefill: Sequence[int], least: int) -> "Load":
+        """A step before its trees: each row's committed length and prompt tokens, 0 where it decodes its root alone.
+
+        A row runs `least` nodes in any case.
+        """
+        counts = [max(least, tokens) for tokens in prefill]
+        attended = [n * (length + n) for n, length in zip(counts, lengths, strict=True)]
+        alone = sum(a for a, tokens in zip(attended, prefill, strict=True) if not tokens)
+        silent = sum(max(0, tokens - 1) for tokens in prefill)
+        return cls(len(counts), prefill.count(0), sum(counts), max(counts), sum(attended), silent, alone)
+
+    def without_prompts(self, least: int) -> "Load":
+        """Of a planned step: the rows that decode."""
+        n = self.decoding
+        return Load(n, n, n * least, least, self.alone, 0, self.alone)

@@ -1,0 +1,43 @@
+"""Prompt lookup: a sequence's last tokens, found earlier in its own prompt or answer, and how they went on there."""
+
+from collections.abc import Iterable
+
+LONGEST = 8  # tokens of a match that are counted
+
+
+class Lookup:
+    """One sequence's tokens, indexed by the last two and the last three; a push is a few hash-table operations."""
+
+    def __init__(self, tokens: Iterable[int]) -> None:
+        self._tokens: list[int] = []
+        self._last: dict[tuple[int, ...], int] = {}  # where these two or three tokens ended last
+        self._found: int | None = None  # where the newest tokens ended before
+        for token in tokens:
+            self.push(token)
+
+    def push(self, token: int) -> None:
+        tokens, last = self._tokens, self._last
+        tokens.append(token)
+        place, self._found = len(tokens) - 1, None
+        for width in (2, 3):
+            if place + 1 >= width:
+                gram = tuple(tokens[-width:])
+                if (found := last.get(gram)) is not None:
+                    self._found = found  # the longer one, where both are known
+                last[gram] = place
+
+    def continuation(self, most: int) -> tuple[int, list[int]]:
+        """How many tokens match (2 to 8) and what followed them, `most` tokens; (0, []) where nothing matches.
+
+        A match that runs into the end is periodic, and goes on with its period.
+        """
+        if self._found is None:
+            return 0, []
+        tokens, found = self._tokens, self._found
+        period, matched = len(tokens) - 1 - found, 2
+        while matched < LONGEST and found >= matched and tokens[found - matched] == tokens[-1 - matched]:
+            matched += 1
+        known = tokens[found + 1 : found + 1 + most]
+        while len(known) < most:
+            known.append(known[len(known) - period])
+        return matched, known

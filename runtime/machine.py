@@ -1,0 +1,36 @@
+"""The machine and the packages that decide how long a step takes."""
+
+import os
+import platform
+import re
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")  # what the matrix kernels choose by
+
+
+def cpu() -> tuple[str, tuple[str, ...]]:
+    """The processor's name, and which of ISA it has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
+    known = flags[1].split() if flags else []
+    return name[1] if name else platform.processor() or platform.machine(), tuple(x for x in ISA if x in known)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except ImportError:  # PackageNotFoundError: of the two ONNX Runtimes one is there
+            continue
+    return found

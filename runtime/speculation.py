@@ -1,0 +1,218 @@
+"""What to draft each step, and for whom.
+
+Whether the heads pay is decided before they run, from what they proposed for a sequence lately; how many nodes are
+drafted is decided after, of all rows' candidates together (`runtime/budget.py`). Zero is a valid answer, and a row
+without a node skips the heads; they are tried again, ever more rarely. A request that asks for a fixed tree gets it;
+the others share what pays beside it.
+
+Dimension words: [rows] sequences that may draft, [nodes] candidates, best first over all rows.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+
+import numpy as np
+
+from runtime.acceptance import Acceptance
+from runtime.budget import Nodes, Prices, best, with_trees
+from runtime.cost import CostModel
+from runtime.forest import LOOKUP, Candidates, Forest
+from runtime.habit import REMEMBERED, Habit
+from runtime.load import Load
+from runtime.scheduler import Plan, Scheduler
+from runtime.sequence import Sequence
+from runtime.session import Draft
+from runtime.stats import Decisions
+from runtime.tree import Tree, Universe, lone
+
+DECIDE_EVERY = 8  # steps between decisions on the heads, if nothing new is known
+RECENT = 0.05  # weight of the newest step in what is known of the last ones
+
+Heads = Callable[[list[int]], Draft]  # rows to what the heads propose for them
+
+
+class Speculator:
+    """Plans the trees of each step and learns from what becomes of them."""
+
+    def __init__(self, accuracy: Items[Items[float]], top_k: int, cost: CostModel, least: int, heads: Heads) -> None:
+        """`accuracy` [heads][...] and `top_k` as in Universe; a row runs `least` nodes in any case."""
+        self.cost = cost
+        self.decisions = Decisions()
+        self._run_heads = heads
+        self._least = least
+        self._universe = Universe(accuracy, top_k)
+        self._acceptance = Acceptance(len(accuracy))
+        self._has_heads = bool(accuracy)
+        self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + 2): plain, drafting
+        # expected tokens and seconds of the last steps, by rows that decode
+        self._pace: dict[int, tuple[float, float]] = {}
+        self._usual: Load | None = None  # the last step in which every row decoded
+        self._decided: tuple[tuple[int, bool, bool], ...] = ()  # for whom the heads' use was decided
+        self._age = 0  # steps since
+        self._rows: list[int] = []  # of this step's plan: those that may draft
+        self._trust = np.ones(0, np.float32)  # [rows]
+        self._forest: Forest | None = None
+        # chances of a draft that nobody has seen: what the heads' accuracies say, later what others' drafts said
+        self._typical = np.zeros(REMEMBERED)
+        a_priori = np.sort(self._universe.chance[1:])[::-1][:REMEMBERED]
+        self._typical[: len(a_priori)] = a_priori
+
+    def draft(self, plan: Plan) -> list[Tree | None]:
+        """This step's tree of each row that decodes, None for one that prefills; runs the heads for who gains by it."""
+        trees = [None if n else lone(s.root) for s, n in zip(plan.sequences, plan.prefill, strict=True)]
+        self._rows = [  # with one token left there is nothing to gain
+            row
+            for row, s in enumerate(plan.sequences)
+            if trees[row] is not None and s.habit.nodes > 1 and s.limit - len(s.tokens) > 1
+        ]
+        self._forest = None
+        if self._rows:
+            load = Load.planned([s.length for s in plan.sequences], plan.prefill, self._least)
+            self._forest = self._grow([plan.sequences[row] for row in self._rows], load)
+            for row, tree in zip(self._rows, self._forest.trees, strict=True):
+                trees[row] = tree
+        return trees
+
+    def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:
+        """Prompt tokens of the next step, at most `most`: few enough that it takes `slowdown` times a usual one."""
+        prompt, usual = scheduler.prefilling, self._usual
+        decoding = sum(not s.prefilling for s in scheduler.running)
+        if prompt is None or usual is None or not decoding:
+            return most
+        share = decoding / usual.rows  # there may be more rows now than in the step that is the measure, or fewer
+        tokens, attended = usual.tokens * share, usual.attended * share
+        choices = np.unique(np.minimum(2 ** np.arange(1, most.bit_length() + 1), most))
+        alone = self.cost.decoder(decoding, tokens, usual.widest, attended)
+        beside = self.cost.decoder(
+            decoding + 1, tokens + choices, np.maximum(choices, usual.widest),
+            attended + choices * (prompt.length + choices), choices - 1,
+        )  # fmt: skip
+        fitting = int(np.count_nonzero(beside <= slowdown * alone))
+        return int(choices[max(0, fitting - 1)])
+
+    def ran(self, load: Load, seconds: float) -> None:
+        """Learns from a decoder run that took so long."""
+        what = load.rows, load.tokens, load.widest, load.attended, load.silent
+        error = abs(seconds / float(self.cost.decoder(*what)) - 1.0)
+        self.decisions.cost_error += RECENT * (error - self.decisions.cost_error)
+        self.cost.observe_decoder(*what, seconds)
+        if load.decoding == load.rows:
+            self._usual = load
+
+    def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
+        """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
+        forest, rows = self._forest, self._rows
+        walked = [path for row in rows if (path := paths[row]) is not None]
+        if forest is None or len(walked) < len(rows):
+            return
+        start = forest.start[:-1]
+        accepted = np.zeros(len(forest.parent), bool)
+        accepted[[at + node for path, at in zip(walked, start.tolist(), strict=True) for node in path]] = True
+        tried: np.ndarray = accepted[forest.parent]
+        tried[start] = False
+        self.decisions.count(forest.reach, accepted, self._acceptance.is_lookup(forest.cells), len(rows))
+        if not tried.any():
+            return
+        row = start.searchsorted(np.flatnonzero(tried), side="right") - 1
+        claimed, right = forest.chance[tried] / self._trust[row], accepted[tried]
+        self._acceptance.observe(forest.cells[tried], claimed, right)
+        expected = np.bincount(row, claimed, len(rows)).tolist()
+        came_true = np.bincount(row, right, len(rows)).tolist()
+        for i, should, did in zip(rows, expected, came_true, strict=True):
+            plan.sequences[i].habit.learn(should, did)
+
+    def took(self, rows: int, seconds: float) -> None:
+        """Learns from the time that a step of decoding rows took outside the session."""
+        drafted = self._forest is not None and len(self._forest.parent) > len(self._rows)
+        share, known = seconds / (rows + 2), self._host[drafted]
+        self._host[drafted] = share if known == 0.0 else known + RECENT * (min(share, 4 * known) - known)
+
+    def _grow(self, sequences: list[Sequence], load: Load) -> Forest:
+        habits = [s.habit for s in sequences]
+        found = [h.lookup.continuation(LOOKUP) if h.lookup is not None else (0, []) for h in habits]
+        lengths = np.array([s.length for s in sequences])
+        self._decide(habits, [matched for matched, _ in found], lengths, load)
+        asked = [i for i, habit in enumerate(habits) if habit.heads]
+        candidates = Candidates(self._universe, self._acceptance, [s.root for s in sequences])
+        self._trust = np.array([habit.trust for habit in habits], np.float32)
+        ranks = {}
+        if asked:
+            draft = self._run_heads([place for i in asked if (place := sequences[i].row) is not None])
+            candidates.add_draft(asked, draft, self._trust[asked])
+            ranks = dict(zip(asked, draft.tokens, strict=True))
+            self.decisions.heads_runs += 1
+            self.decisions.heads_rows += len(asked)
+        for i, (matched, tokens) in enumerate(found):
+            if matched:
+                candidates.add_continuation(i, matched, tokens, ranks.get(i))
+        row, slot, value = candidates.ranked([habit.nodes - 1 for habit in habits])
+        nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
+        self._remember(habits, asked, nodes)
+        keep = self._budget(habits, nodes, lengths, load, len(asked))
+        return candidates.build(row[keep], slot[keep])
+
+    def _decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
+        """Sets for whom the heads run."""
+        if not self._has_heads:
+            return
+        self._age += 1
+        key = tuple((id(h), match > 0, h.values is None) for h, match in zip(habits, matched, strict=True))
+        if key == self._decided and self._age < DECIDE_EVERY:
+            for habit in habits:
+                habit.end_trial()
+            return
+        nodes = self._outlook(habits, matched)
+        chosen = best(nodes, lengths, load, self._prices(load.decoding)).nodes
+        drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
+        for i, habit in enumerate(habits):
+            habit.decide(habit.fixed or i in drafts, self._age)
+        self._decided, self._age = key, 0
+
+    def _outlook(self, habits: list[Habit], matched: list[int]) -> Nodes:
+        """What drafting can be expected to bring."""
+        rows, chances, by_heads = [], [], []
+        for i, (habit, match) in enumerate(zip(habits, matched, strict=True)):
+            most = habit.nodes - 1
+            parts = [((self._typical if habit.values is None else habit.values)[:most], True)]
+            if match:
+                continuation, _ = self._acceptance.lookup(match, min(LOOKUP, most))
+                parts.append((np.exp(np.cumsum(continuation)), False))
+            for chance, takes_heads in parts:
+                rows.append(np.full(len(chance), i))
+                chances.append(chance)
+                by_heads.append(np.full(len(chance), takes_heads))
+        chance = np.concatenate(chances)
+        order = np.argsort(-chance, kind="stable")
+        return Nodes(np.concatenate(rows)[order], chance[order], np.concatenate(by_heads)[order])
+
+    def _remember(self, habits: list[Habit], asked: list[int], nodes: Nodes) -> None:
+        """Each asked sequence's best chances by its heads."""
+        row, chance = nodes.row[nodes.by_heads], nodes.chance[nodes.by_heads]
+        for i in asked:
+            newest = np.zeros(REMEMBERED)
+            own = chance[row == i][:REMEMBERED]
+            newest[: len(own)] = own
+            habits[i].remember(newest)
+            self._typical = self._typical + RECENT * (newest - self._typical)
+
+    def _budget(self, habits: list[Habit], nodes: Nodes, lengths: np.ndarray, load: Load, asked: int) -> np.ndarray:
+        """Which of the candidates are drafted, bool [nodes]: fixed trees whole, of the others the best."""
+        fixed = np.array([habit.fixed for habit in habits])
+        keep: np.ndarray = fixed[nodes.row]
+        if fixed.all():
+            return keep
+        if keep.any():
+            load = with_trees(load, nodes.row[keep], lengths, self._least)
+        free = np.flatnonzero(~keep)
+        gained = float(nodes.chance[keep].sum())
+        others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run
+        choice = best(others, lengths, load, self._prices(load.decoding), asked, gained)
+        keep[free[: choice.nodes]] = True
+        tokens, seconds = self._pace.get(load.decoding, (0.0, 0.0))
+        self._pace[load.decoding] = tokens * (1 - RECENT) + choice.tokens, seconds * (1 - RECENT) + choice.seconds
+        return keep
+
+    def _prices(self, decoding: int) -> Prices:
+        plain, drafting = self._host
+        tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
+        return Prices(self.cost, self._least, plain, drafting or plain, tokens / seconds if seconds else 0.0)

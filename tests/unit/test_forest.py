@@ -1,0 +1,137 @@
+"""Forests: always closed under parents, distinct siblings, ancestors that follow the parents, the best nodes first."""
+
+import numpy as np
+import pytest
+
+from runtime.acceptance import Acceptance
+from runtime.forest import LOOKUP, Candidates, Forest
+from runtime.session import Draft
+from runtime.tree import PUBLISHED_ACCURACY, Tree, Universe
+
+TOP_K = 10
+UNIVERSE = Universe(PUBLISHED_ACCURACY, TOP_K)
+
+
+def random_draft(rng: np.random.Generator, rows: int, ties: float = 0.0) -> Draft:
+    tokens = np.argsort(rng.random((rows, 5, 50)), axis=-1)[..., :TOP_K]
+    logprobs = np.sort(np.log(rng.random((rows, 5, TOP_K))), axis=-1)[..., ::-1].astype(np.float32)
+    logprobs[rng.random(logprobs.shape) < ties] = 0.0
+    logprobs[rng.random(logprobs.shape) < ties] = -np.inf
+    logprobs = np.sort(logprobs, axis=-1)[..., ::-1]
+    if ties == 1.0:
+        logprobs[:, 1:] = np.nan  # heads that broke
+    return Draft(tokens, logprobs)
+
+
+def grown(
+    draft: Draft,
+    sizes: list[int],
+    continuations: dict[int, tuple[int, list[int]]] | None = None,
+    universe: Universe = UNIVERSE,
+) -> Forest:
+    """Trees of so many nodes, roots included; row i's root is 7 + i."""
+    candidates = Candidates(universe, Acceptance(draft.tokens.shape[1]), [7 + i for i in range(len(sizes))])
+    candidates.add_draft(range(len(sizes)), draft, np.ones(len(sizes), np.float32))
+    for row, (matched, tokens) in (continuations or {}).items():
+        candidates.add_continuation(row, matched, tokens, draft.tokens[row])
+    row, slot, _ = candidates.ranked([size - 1 for size in sizes])
+    return candidates.build(row, slot)
+
+
+def check(tree: Tree, root: int) -> None:
+    assert tree.tokens[0] == root and tree.parents[0] == -1 and tree.depth[0] == 0
+    for i in range(1, len(tree.tokens)):
+        parent = tree.parents[i]
+        assert 0 <= parent < i and tree.depth[i] == tree.depth[parent] + 1
+        want = tree.ancestors[parent].copy()
+        want[i] = True
+        assert np.array_equal(tree.ancestors[i], want)
+    families = [(p, t) for p, t in zip(tree.parents, tree.tokens, strict=True)]
+    assert len(set(families)) == len(tree.tokens), "siblings with one token"
+
+
+def paths(tree: Tree) -> set[tuple[int, ...]]:
+    return {tuple(tree.tokens[j] for j in np.flatnonzero(seen)[1:]) for seen in tree.ancestors}
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("size", [2, 3, 16, 63, 64])
+def test_every_tree_is_well_formed(size: int, ties: float) -> None:
+    """Certain heads give log-probability 0.0, where a child ties with its parent and must not come without it."""
+    rng = np.random.default_rng(size)
+    for _ in range(30):
+        draft = random_draft(rng, 3, ties)
+        repeats = {
+            i: (int(rng.integers(2, 9)), rng.integers(0, 50, 16).tolist()) for i in range(3) if rng.random() < 0.5
+        }
+        for row, tree in enumerate(grown(draft, [size] * 3, repeats).trees):
+            check(tree, 7 + row)
+            assert len(tree.tokens) == size
+
+
+def test_the_best_nodes_are_taken_depth_first() -> None:
+    draft = random_draft(np.random.default_rng(1), 1)
+    [tree] = grown(draft, [12]).trees
+    value = {path: sum(draft.logprobs[0, h, r] - 1e-4 for h, r in enumerate(path)) for path in UNIVERSE.paths}
+    best = sorted(UNIVERSE.paths, key=lambda path: -value[path])[:12]
+    want = [[draft.tokens[0, h, r] for h, r in enumerate(path)] for path in sorted(best)]
+    got = [[tree.tokens[j] for j in np.flatnonzero(tree.ancestors[i])[1:]] for i in range(12)]
+    assert got == want
+
+
+def test_any_beginning_of_the_ranking_is_a_forest() -> None:
+    rng = np.random.default_rng(5)
+    candidates = Candidates(UNIVERSE, Acceptance(5), [1, 2, 3])
+    draft = random_draft(rng, 2, 0.3)
+    candidates.add_draft([0, 2], draft, np.array([1.0, 0.3], np.float32))
+    candidates.add_continuation(0, 5, [int(draft.tokens[0, 0, 1]), 60, 61], draft.tokens[0])
+    candidates.add_continuation(1, 3, [70, 71, 72], None)
+    row, slot, value = candidates.ranked([40, 40, 40])
+    assert (np.diff(value) <= 0).all()
+    for n in range(len(row) + 1):
+        forest = candidates.build(row[:n], slot[:n])
+        assert sum(len(tree.tokens) for tree in forest.trees) == n + 3
+        for root, tree in enumerate(forest.trees, 1):
+            check(tree, root)
+
+
+def test_a_node_knows_its_parent_and_its_chances() -> None:
+    forest = grown(random_draft(np.random.default_rng(3), 2), [5, 9])
+    assert forest.start.tolist() == [0, 5, 14]
+    for row, tree in enumerate(forest.trees):
+        own = slice(forest.start[row], forest.start[row + 1])
+        assert (forest.parent[own] - forest.start[row]).tolist()[1:] == tree.parents[1:]
+        reach, chance = forest.reach[own], forest.chance[own]
+        assert reach[0] == 1
+        for i, parent in enumerate(tree.parents[1:], 1):
+            assert reach[i] == pytest.approx(reach[parent] * chance[i], rel=1e-3)
+
+
+def test_rows_may_have_different_sizes_and_none() -> None:
+    forest = grown(random_draft(np.random.default_rng(2), 3), [2, 64, 1])
+    assert [len(tree.tokens) for tree in forest.trees] == [2, 64, 1]
+
+
+def test_a_small_universe_gives_a_small_tree() -> None:
+    draft = random_draft(np.random.default_rng(2), 1)
+    small = Draft(draft.tokens[:, :2, :1], draft.logprobs[:, :2, :1])
+    [tree] = grown(small, [64], universe=Universe([[0.5], [0.4]], 1)).trees
+    assert tree.parents == [-1, 0, 1]
+
+
+def test_a_continuation_shares_the_heads_nodes_and_goes_on_alone() -> None:
+    draft = random_draft(np.random.default_rng(4), 1)
+    first, second = int(draft.tokens[0, 0, 0]), int(draft.tokens[0, 1, 1])
+    [tree] = grown(draft, [64], {0: (8, [first, second, 60, 61])}).trees
+    check(tree, 7)
+    assert {(first,), (first, second), (first, second, 60), (first, second, 60, 61)} <= paths(tree)
+    assert tree.tokens.count(60) == 1
+
+
+def test_a_continuation_needs_no_heads() -> None:
+    candidates = Candidates(Universe([], 0), Acceptance(0), [5])
+    candidates.add_continuation(0, 8, list(range(20, 20 + LOOKUP)), None)
+    row, slot, _ = candidates.ranked([31])
+    [tree] = candidates.build(row, slot).trees
+    assert tree.tokens == [5, *range(20, 20 + LOOKUP)] and tree.parents == list(range(-1, LOOKUP))
+    check(tree, 5)
