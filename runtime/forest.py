@@ -18,6 +18,7 @@ from runtime.session import Draft
 from runtime.tree import DEPTH_COST, Tree, Universe
 
 LOOKUP = 16  # tokens of a continuation at most
+NEVER = np.float32(-1e30)  # below every value of a slot that is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +92,19 @@ class Candidates:
 
         Best first over all rows: any beginning of it is a tree in every row.
         """
-        slots = []
-        for value, n in zip(self.value, most, strict=True):
-            best = value.argpartition(-n - 1)[-n - 1 :] if n + 1 < len(value) else np.arange(len(value))
-            slots.append(best[(best > 0) & (value[best] > -np.inf)])
-        row = np.repeat(np.arange(len(slots)), [len(best) for best in slots])
-        slot = np.concatenate(slots)
+        limit = np.asarray(most)
+        width = self.value.shape[1]
+        least = np.sort(self.value, axis=1)[np.arange(len(limit)), np.maximum(width - 1 - limit, 0)]
+        taken = self.value >= np.maximum(least, NEVER)[:, None]
+        taken[:, 0] = False
+        row, slot = np.nonzero(taken)
         value = self.value[row, slot]
         order = np.argsort(-value, kind="stable")
-        return row[order], slot[order], value[order]
+        row, slot, value = row[order], slot[order], value[order]
+        if (np.bincount(row, minlength=len(limit)) > limit).any():  # a tie at the end of a row
+            within = np.cumsum(row[:, None] == np.arange(len(limit)), axis=0)[np.arange(len(row)), row] <= limit[row]
+            row, slot, value = row[within], slot[within], value[within]
+        return row, slot, value
 
     def build(self, row: np.ndarray, slot: np.ndarray) -> Forest:
         """The trees of chosen slots (row [chosen], slot [chosen]), which hold every chosen slot's parent."""

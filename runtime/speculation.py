@@ -155,6 +155,10 @@ class Speculator:
         """Sets for whom the heads run."""
         if not self._has_heads:
             return
+        if all(habit.fixed for habit in habits):
+            for habit in habits:
+                habit.heads = True
+            return
         self._age += 1
         key = tuple((id(h), match > 0, h.values is None) for h, match in zip(habits, matched, strict=True))
         if key == self._decided and self._age < DECIDE_EVERY:

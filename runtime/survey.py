@@ -16,7 +16,7 @@ from runtime.session import Batch, Session
 from runtime.tree import Tree
 
 SECONDS = 2.0  # that a survey should take, where steps are fast
-PATIENCE = 45.0  # that it may take, where they are not
+PATIENCE = 50.0  # that it may take, where they are not
 LEAST = 3  # probes without which there is no table
 ROUNDS = (3, 15)  # how often each probe is timed: as often as PATIENCE allows; at most
 QUANTILE = 0.25  # of a probe's times
@@ -140,32 +140,37 @@ class _Survey:
         return length
 
     def _levels(self, far: int) -> list[list[Probe]]:
-        """Probes, the most informative ones first, each level ascending."""
-        near, capacity = max(1, far // NEAR), self._session.manifest.capacity
-        rows = row_points(self._rows)
-        tokens = token_points(self._least, min(16 * self._rows + 64, 512), self._even)
+        """Probes, the most informative ones first, each level ascending; a slow model gets the first level alone."""
+        m, least, most = self._session.manifest, self._least, self._rows
+        near, rows = max(1, far // NEAR), row_points(most)
+        tokens = token_points(least, min(16 * most + 64, 512), self._even)
         coarse = [n for n in tokens if n & (n - 1) == 0 or n == tokens[-1]]
+        few = [n for n in coarse if n <= max(64, 2 * least * most)]
+        ends = sorted({1, most})
         grid = lambda some, points: [  # noqa: E731
-            Probe(self._spread(r, t), near) for t in points for r in some if t >= r * self._least
+            Probe(_spread(r, t), near) for t in points for r in some if t >= r * least
         ]
-        corners = grid({1, self._rows}, coarse)
-        prices = [Probe((n,) * r, far) for n in (self._least, 8, 16) for r in sorted({1, self._rows})]
-        prices += [Probe((t,), near, silent=True) for t in coarse if t > self._least]
-        if self._rows > 1:
-            narrow = (self._least,) * (self._rows - 1)
-            prices += [Probe((t - sum(narrow), *narrow), near) for t in coarse if t >= 4 * (sum(narrow) + self._least)]
-        drafts = [Probe((1,) * r, near, heads=True) for r in rows if self._session.manifest.medusa_heads]
-        levels = [corners + prices + drafts, grid(rows, coarse), grid(rows, tokens)]
+        deep = lambda widths: [Probe((n,) * r, far) for n in widths for r in ends]  # noqa: E731
+        silent = lambda points: [Probe((t,), near, silent=True) for t in points if t > least]  # noqa: E731
+        uneven = lambda points: [  # noqa: E731
+            Probe((t - (most - 1) * least, *(least,) * (most - 1)), near)
+            for t in points
+            if most > 1 and t >= 3 * most * least
+        ]
+        heads = [Probe((1,) * r, near, heads=True) for r in rows if m.medusa_heads]
+        levels = [
+            grid(ends, few) + deep((least, 4, 8)) + silent((16, 64)) + uneven(few) + heads,
+            grid(ends, coarse) + deep((16,)) + silent(coarse) + uneven(coarse),
+            grid(rows, coarse),
+            grid(rows, tokens),
+        ]
         seen: set[Probe] = set()
+        fresh = lambda p: p not in seen and p.context + max(p.nodes) < m.capacity  # noqa: E731
         result = []
         for level in levels:
-            result.append([p for p in level if p not in seen and p.context + max(p.nodes) <= capacity])
+            result.append(list(dict.fromkeys(filter(fresh, level))))
             seen.update(level)
         return result
-
-    def _spread(self, rows: int, tokens: int) -> tuple[int, ...]:
-        """Nodes of each row, as evenly as they go."""
-        return tuple(tokens // rows + (i < tokens % rows) for i in range(rows))
 
     def _random(self, tokens: int) -> list[int]:
         chunk: list[int] = self._rng.integers(0, self._session.manifest.vocab, tokens).tolist()
@@ -200,3 +205,8 @@ class _Survey:
         attended = int((batch.count * (batch.length + batch.count)).sum())
         silent = max(0, tokens - len(batch.wanted))
         return Sample(rows, tokens, widest, attended, silent, keys, seconds, False, spread)
+
+
+def _spread(rows: int, tokens: int) -> tuple[int, ...]:
+    """Nodes of each row, as evenly as they go."""
+    return tuple(tokens // rows + (i < tokens % rows) for i in range(rows))

@@ -69,7 +69,11 @@ def parser() -> argparse.ArgumentParser:
     add("--context", type=int, default=default.context, help="tokens of prompt and answer together, 0: the model's own")
     add("--kv-memory", type=size, default=default.kv_memory, metavar="SIZE",
         help=f"what keys and values may take, as 512M or 4G ({default.kv_memory >> 20}M)")  # fmt: skip
-    add("--chunk", type=int, default=default.chunk, help="prompt tokens a step (%(default)s)")
+    add("--chunk", type=int, default=default.chunk, help="prompt tokens a step, at most (%(default)s)")
+    add("--prefill-slowdown", type=float, default=default.prefill_slowdown, metavar="TIMES",
+        help="how many times its usual step a sequence may wait beside others' prompts (%(default)g)")  # fmt: skip
+    add("--lookup", action=argparse.BooleanOptionalAction, default=default.lookup,
+        help="draft what followed the newest tokens where they stood before")  # fmt: skip
     add("--queue", type=int, default=default.queue, help="requests that may wait (%(default)s)")
     add("--threads", type=int, default=default.threads, help="threads of ONNX Runtime, 0: all cores (%(default)s)")
     add("--exact", action=argparse.BooleanOptionalAction, default=default.exact,
@@ -98,7 +102,7 @@ def run(artifact: Path, config: EngineConfig, host: str, port: int, drain_second
     def load() -> "Engine":
         from runtime.engine import Engine
 
-        return Engine.from_artifact(artifact, config)
+        return Engine.from_artifact(artifact, config, progress=logger.info)
 
     with listen(host, port) as listener:
         address, port = listener.getsockname()[:2]

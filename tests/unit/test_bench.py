@@ -161,9 +161,6 @@ def test_other_load_is_a_share() -> None:
         ["--speculation", "on"],
         ["--concurrency", "0"],
         ["--repeat", "0"],
-        ["--template", "{name}"],
-        ["--without", "name"],
-        ["--random-prompts", "5", "--raw"],
         ["--random-prompts", "5", "--prompts", "file"],
     ],
     ids=" ".join,
@@ -171,6 +168,14 @@ def test_other_load_is_a_share() -> None:
 def test_options_that_cannot_work_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["decode", "--artifact", "absent", *arguments])
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--template", "{name}"], ["--without", "name"], ["--random-prompts", "5", "--raw"]], ids=" ".join
+)
+def test_options_that_do_not_go_together_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "--artifact", "absent", *arguments]) == 2
     assert "error: " in capsys.readouterr().err
 
 

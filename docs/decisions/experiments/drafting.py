@@ -1,0 +1,70 @@
+"""What drafting costs on the host, microseconds: choosing nodes, and building trees of 8 rows x 16 nodes.
+
+`python -m docs.decisions.experiments.drafting`
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from runtime.acceptance import Acceptance
+from runtime.budget import Nodes, Prices, best
+from runtime.cost import CostModel
+from runtime.forest import Candidates
+from runtime.load import Load
+from runtime.session import Draft
+from runtime.tree import PUBLISHED_ACCURACY, Universe
+
+ROWS, NODES, TOP_K = 8, 16, 10
+
+
+def microseconds(work: Callable[[], object], runs: int = 2000) -> str:
+    times = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - begin) * 1e6)
+    low, median, high = statistics.quantiles(times, n=4)
+    return f"{median:6.0f}  [{low:.0f}, {high:.0f}]"
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    universe, acceptance = Universe(PUBLISHED_ACCURACY, TOP_K), Acceptance(len(PUBLISHED_ACCURACY))
+    shape = (ROWS, len(PUBLISHED_ACCURACY), TOP_K)
+    tokens = np.argsort(rng.random((*shape[:2], 500)), axis=-1)[..., :TOP_K]
+    logprobs = np.sort(np.log(rng.dirichlet([0.3] * TOP_K, shape[:2])), axis=-1)[..., ::-1].astype(np.float32)
+    draft, trust, roots = Draft(tokens, logprobs), np.ones(ROWS, np.float32), list(range(ROWS))
+    points = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    line = [1e-3 + 2e-5 * n for n in points]
+    cost = CostModel([1, ROWS], points, [line, line], [0.0] * len(points), [3e-4, 4e-4])
+    prices = Prices(cost, 2, 3e-4, 5e-4, 2000.0)
+    lengths = np.full(ROWS, 200)
+    load = Load(ROWS, ROWS, 2 * ROWS, 2, 2 * ROWS * 202, 0, 2 * ROWS * 202)
+
+    def candidates() -> Candidates:
+        found = Candidates(universe, acceptance, roots)
+        found.add_draft(range(ROWS), draft, trust)
+        return found
+
+    ready = candidates()
+    row, slot, value = ready.ranked([NODES - 1] * ROWS)
+    nodes = Nodes(row, np.exp(value), np.zeros(len(row), bool))
+
+    def all_of_it() -> None:
+        found = candidates()
+        row, slot, _ = found.ranked([NODES - 1] * ROWS)
+        found.build(row, slot)
+
+    print(f"{ROWS} rows x {NODES} nodes from a universe of {len(universe.paths)}, median [quartiles]")
+    print(f"values of all candidates   {microseconds(candidates)}")
+    print(f"the best of each row       {microseconds(lambda: ready.ranked([NODES - 1] * ROWS))}")
+    print(f"tokens, parents, ancestors {microseconds(lambda: ready.build(row, slot))}")
+    print(f"these three together       {microseconds(all_of_it)}")
+    print(f"the budget over all rows   {microseconds(lambda: best(nodes, lengths, load, prices))}")
+
+
+if __name__ == "__main__":
+    main()
