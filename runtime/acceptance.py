@@ -19,6 +19,7 @@ CERTAIN = float(np.log(0.999))  # nothing is surer than this
 LOOKUP_MATCH = (3, 4, 6, 8)  # tokens that match, from which on the next cell holds: 2, 3, 4-5, 6-7, 8 and more
 LOOKUP_DEPTH = 4  # the first, second, third and all later tokens of a continuation
 LOOKUP_GUESS = np.array([0.3, 0.5, 0.6, 0.7, 0.8])  # of the first token, by match
+EVERY = 4  # steps whose drafts are counted together
 PRIOR = 3.0  # successes that the first guess is worth
 MEMORY = 300.0  # expected successes of a cell, after which its counts are halved
 
@@ -36,6 +37,7 @@ class Acceptance:
         cells = self._first_lookup + guess.size
         self.expected, self.right = np.zeros(cells), np.zeros(cells)
         self._log_ratio = np.zeros(cells, np.float32)
+        self._new: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # observed, and not yet counted
 
     def heads(self, logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draft log-probabilities [rows, heads, top_k] -> calibrated ones and their cells, of the same shape."""
@@ -57,6 +59,11 @@ class Acceptance:
 
     def observe(self, cells: np.ndarray, chance: np.ndarray, right: np.ndarray) -> None:
         """What became of drafts: their cells [tried], the chances they were given, and whether they were right."""
+        self._new.append((cells, chance, right))
+        if len(self._new) < EVERY:
+            return
+        cells, chance, right = (np.concatenate(parts) for parts in zip(*self._new, strict=True))
+        self._new.clear()
         size = len(self.expected)
         # undo the ratio: counts are of what the draft itself claimed
         claimed = chance * np.exp(-self._log_ratio.take(cells))

@@ -76,7 +76,7 @@ class CostModel:
 
         `rows` in use, `tokens` packed, `widest` nodes of the largest row, `attended` the sum over rows of nodes *
         (committed length + nodes), `silent` tokens whose logits are not wanted, `keys` the sum of committed lengths
-        (None: as if all rows were alike).
+        (None: as if all rows were alike; it is one number for all choices).
         """
         if (line := self._body_lines.get(rows)) is None:
             line = self._body_lines[rows] = self._body_line(rows)
@@ -111,7 +111,7 @@ class CostModel:
         ]
         body = max(sum(line[t] * share for line, t, share in cells), LEAST)
         if keys is None:
-            keys = float(_alike(rows, tokens, attended))
+            keys = _alike(rows, tokens, attended)
         logits = sum(self._vocabulary[t] * share for t, share in _between(self._tokens, tokens - silent))
         predicted = body + max(logits, 0.0) + attended * self.pair + widest * rows * self.slot + keys * self.key
         surprise = _surprise(predicted * self.factor, seconds)
@@ -164,9 +164,18 @@ def _shift(cells: list[Cell], change: float, least: float) -> None:
         _move(line, point, max(line[point] + change * share, least))
 
 
-def _alike(rows: int, tokens: Values, attended: Values) -> Values:
-    """Keys of rows that are all equally long and wide."""
-    return np.maximum(attended * rows / tokens - tokens, 0)
+def _alike(rows: int, tokens: Values, attended: Values) -> float:
+    """Keys of a step whose rows are all alike; of several choices those of the one with the fewest tokens.
+
+    Choices of one step differ in their trees and read the same keys.
+    """
+    if isinstance(tokens, np.ndarray) and tokens.ndim:
+        least = int(tokens.argmin())
+        attended = attended[least] if isinstance(attended, np.ndarray) and attended.ndim else attended
+        tokens = tokens[least]
+    elif isinstance(attended, np.ndarray):
+        attended = attended.min()
+    return max(0.0, float(attended * rows / tokens - tokens))
 
 
 def _points(name: str, points: Sequence[int]) -> list[int]:

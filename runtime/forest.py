@@ -18,7 +18,7 @@ from runtime.session import Draft
 from runtime.tree import DEPTH_COST, Tree, Universe
 
 LOOKUP = 16  # tokens of a continuation at most
-NEVER = np.float32(-1e30)  # below every value of a slot that is there
+NEVER = -1e30  # below every value of a slot that is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,73 +29,84 @@ class Forest:
     start: np.ndarray  # int64 [rows + 1], where each tree's nodes begin below
     parent: np.ndarray  # int64 [chosen], the parent's place in these arrays; a root is its own
     cells: np.ndarray  # int64 [chosen], of the acceptance that a node's chance is from
-    chance: np.ndarray  # float32 [chosen], to be right once its parent is
-    reach: np.ndarray  # float32 [chosen], to be accepted; 1 for a root
+    chance: np.ndarray  # float32 [chosen], logarithm of the chance to be right once its parent is
+    value: np.ndarray  # float32 [chosen], logarithm of the chance to be accepted; 0 for a root
+    continued: bool  # whether there are nodes by prompt lookup
 
 
 class Candidates:
-    """The slots of some rows, from which a step's nodes are chosen."""
+    """The slots of some rows, from which a step's nodes are chosen.
+
+    What is known of a slot's last step lies in its *source*: a column for each rank of the heads, which several paths
+    share, one for each token of the continuation, and one for the root.
+    """
 
     def __init__(self, universe: Universe, acceptance: Acceptance, roots: Sequence[int]) -> None:
         self._universe, self._acceptance = universe, acceptance
-        rows, paths = len(roots), len(universe.paths)
-        shape = (rows, paths + LOOKUP)
-        self.value = np.full(shape, -np.inf, np.float32)  # [rows, slots]
+        rows, self._paths, self._ranks = len(roots), len(universe.paths), universe.ranks
+        slots, sources = self._paths + LOOKUP, self._ranks + LOOKUP + 1
+        self.value = np.full((rows, slots), -np.inf, np.float32)
         self.value[:, 0] = 0.0
-        self._chance = np.zeros(shape, np.float32)  # log-probability to be right once the parent is
-        self._cell = np.zeros(shape, np.int64)
-        self._token = np.zeros(shape, np.int64)
-        self._token[:, 0] = roots
-        self._parent = np.empty(shape, np.int64)
-        self._parent[:, :paths] = universe.parent
-        self._depth = np.empty(shape, np.int64)
-        self._depth[:, :paths] = universe.depth
+        self._continued = False
+        # [slots], and [rows, slots] once there are continuations
+        self._parent = np.concatenate([universe.parent, np.zeros(LOOKUP, np.int64)])
+        own = np.arange(self._ranks, sources - 1)
+        self._source = np.concatenate([[sources - 1], universe.last, own])
+        self._token = np.empty((rows, sources), np.int64)
+        self._token[:, -1] = roots
+        self._chance = np.zeros((rows, sources), np.float32)  # log-probability to be right once the parent is
+        self._cell = np.zeros((rows, sources), np.int64)
 
     def add_draft(self, rows: Sequence[int], draft: Draft, trust: np.ndarray) -> None:
         """What the heads say of `rows` [drafted]; `trust` [drafted] scales how often they are right."""
-        universe, block = self._universe, len(self._universe.paths)
         chance, cells = self._acceptance.heads(draft.logprobs)  # [drafted, heads, top_k]
         chance += np.log(trust, dtype=np.float32)[:, None, None]
         np.minimum(chance, 0.0, out=chance)
-        chance, cells = chance.reshape(len(rows), -1), cells.reshape(len(rows), -1)
-        index = np.asarray(rows)
-        self.value[index, :block] = universe.sum(chance)
-        self._chance[index, 1:block] = chance.take(universe.last, axis=1)
-        self._cell[index, 1:block] = cells.take(universe.last, axis=1)
-        self._token[index, 1:block] = draft.tokens.reshape(len(rows), -1).take(universe.last, axis=1)
+        shape = (len(rows), self._ranks)
+        chance = chance.reshape(shape)
+        every = len(rows) == len(self.value)
+        index: slice | np.ndarray = slice(None) if every else np.asarray(rows)
+        self.value[index, : self._paths] = self._universe.sum(chance)
+        self._chance[index, : self._ranks] = chance
+        self._cell[index, : self._ranks] = cells.reshape(shape)
+        self._token[index, : self._ranks] = draft.tokens.reshape(shape)
 
     def add_continuation(self, row: int, matched: int, tokens: list[int], ranks: np.ndarray | None) -> None:
         """What prompt lookup found for a row, at most LOOKUP `tokens` after `matched` equal ones.
 
         `ranks` [heads, top_k] are the row's draft tokens, if it has any.
         """
+        if not self._continued:
+            self._continued = True
+            self._parent = np.tile(self._parent, (len(self.value), 1))
+            self._source = np.tile(self._source, (len(self.value), 1))
         chances, cells = self._acceptance.lookup(matched, len(tokens))
+        columns = slice(self._ranks, self._ranks + len(tokens))
+        self._token[row, columns], self._chance[row, columns], self._cell[row, columns] = tokens, chances, cells
         drafted = [] if ranks is None else ranks[: len(tokens)].tolist()
-        value, at, free = 0.0, 0, len(self._universe.paths)
-        for i, (token, chance, cell) in enumerate(zip(tokens, chances.tolist(), cells.tolist(), strict=True)):
-            slot = None
-            if at < len(self._universe.paths) and i < len(drafted) and token in drafted[i]:
+        value, at = 0.0, 0
+        for i, (token, chance) in enumerate(zip(tokens, chances.tolist(), strict=True)):
+            slot, value = None, value + chance - DEPTH_COST
+            if at < self._paths and i < len(drafted) and token in drafted[i]:
                 slot = self._universe.child[at].get(drafted[i].index(token))
-            value += chance - DEPTH_COST
             if slot is None:
-                slot, free = free, free + 1
-                self._parent[row, slot], self._depth[row, slot] = at, i + 1
-                self._token[row, slot] = token
+                slot = self._paths + i
+                self._parent[row, slot] = at
             elif self.value[row, slot] >= value:  # the heads are surer of it
                 value, at = float(self.value[row, slot]), slot
                 continue
-            self.value[row, slot], self._chance[row, slot], self._cell[row, slot] = value, chance, cell
-            at = slot
+            self.value[row, slot], self._source[row, slot], at = value, self._ranks + i, slot
 
-    def ranked(self, most: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def ranked(self, most: Sequence[int], least: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best slots of each row, `most` [rows] of them, roots left out: row, slot and value, each [chosen].
 
-        Best first over all rows: any beginning of it is a tree in every row.
+        Slots whose value is below the row's `least` are left out too. Best first over all rows: any beginning of it is
+        a tree in every row.
         """
         limit = np.asarray(most)
         width = self.value.shape[1]
-        least = np.sort(self.value, axis=1)[np.arange(len(limit)), np.maximum(width - 1 - limit, 0)]
-        taken = self.value >= np.maximum(least, NEVER)[:, None]
+        last = np.sort(self.value, axis=1)[np.arange(len(limit)), np.maximum(width - 1 - limit, 0)]
+        taken = self.value >= np.maximum(last, least)[:, None]
         taken[:, 0] = False
         row, slot = np.nonzero(taken)
         value = self.value[row, slot]
@@ -115,33 +126,44 @@ class Candidates:
         row = flat // width
         place = np.empty(rows * width, np.int64)
         place[flat] = np.arange(len(flat))
-        up = self._parent.ravel()[flat]
+        bounds = start.tolist()
+        nodes = max(end - first for first, end in zip(bounds, bounds[1:], strict=False))
+        begin, slot = start[row], flat - row * width
+        own = np.arange(len(flat)) - begin  # a node's number in its tree
+        up, source = (known[row, slot] if self._continued else known[slot] for known in (self._parent, self._source))
         up[start[:-1]] = 0
         parent = place[row * width + up]
-        tokens, depth = self._token.ravel()[flat].tolist(), self._depth.ravel()[flat]
-        above = _ancestors(parent, start, row, int(depth.max()))
-        local = (parent - start[row]).tolist()
-        bounds = start.tolist()
+        if self._continued:
+            above = _ancestors(parent - begin, own, row, nodes)
+            depth = above[row, own].sum(axis=1) - 1
+        else:
+            paths = np.zeros((rows, nodes), np.int64)
+            paths[row, own] = slot
+            above = self._universe.ancestors[paths[:, :, None], paths[:, None, :]]
+            depth = self._universe.depth[slot]
+        source += row * self._token.shape[1]
+        tokens, local = self._token.ravel()[source].tolist(), (parent - begin).tolist()
         trees = []
-        for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-            n = end - begin
-            trees.append(Tree(tokens[begin:end], [-1, *local[begin + 1 : end]], depth[begin:end], above[i, :n, :n]))
-        chance = np.exp(self._chance.ravel()[flat])
-        return Forest(trees, start, parent, self._cell.ravel()[flat], chance, np.exp(self.value.ravel()[flat]))
+        for i, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            n = end - first
+            trees.append(Tree(tokens[first:end], [-1, *local[first + 1 : end]], depth[first:end], above[i, :n, :n]))
+        chance, cells = self._chance.ravel()[source], self._cell.ravel()[source]
+        return Forest(trees, start, parent, cells, chance, self.value.ravel()[flat], self._continued)
 
 
-def _ancestors(parent: np.ndarray, start: np.ndarray, row: np.ndarray, deepest: int) -> np.ndarray:
-    """bool [rows, nodes, nodes]: which nodes of its tree a node sees, itself included."""
-    nodes = int(np.diff(start).max())
-    place = np.arange(len(parent)) - start[row]
-    jump = np.zeros((len(start) - 1, nodes), np.int64)
-    jump[row, place] = parent - start[row]
-    sees = np.zeros((*jump.shape, nodes), bool)
+def _ancestors(parent: np.ndarray, place: np.ndarray, row: np.ndarray, nodes: int) -> np.ndarray:
+    """bool [rows, nodes, nodes]: which nodes of its tree a node sees, itself included.
+
+    `parent`, `place` and `row` [chosen] are within each tree; a root is its own parent.
+    """
+    rows = int(row[-1]) + 1
+    jump = np.zeros((rows, nodes), np.int64)
+    jump[row, place] = parent
+    sees = np.zeros((rows, nodes, nodes), bool)
     sees[row, place, place] = True
-    index = np.arange(len(jump))[:, None]
-    covered = 1  # nodes that `sees` knows on the way up; each turn doubles it
-    while covered <= deepest:
+    index = np.arange(rows)[:, None]
+    while jump.any():  # each turn doubles how far up a node sees
         sees |= sees[index, jump]
         jump = jump[index, jump]
-        covered *= 2
+    sees[row, place, 0] = True
     return sees

@@ -20,7 +20,7 @@ class Load:
     def of(cls, batch: Batch, decoding: int) -> "Load":
         """A packed step in which so many rows decode."""
         tokens = len(batch.tokens)
-        attended = int((batch.count * (batch.length + batch.count)).sum())
+        attended = sum(n * (length + n) for n, length in zip(batch.count.tolist(), batch.length.tolist(), strict=True))
         silent = max(0, tokens - len(batch.wanted))
         return cls(len(batch.length), decoding, tokens, batch.ancestors.shape[1], attended, silent, attended)
 

@@ -10,13 +10,14 @@ Dimension words: [rows] sequences that may draft, [nodes] candidates, best first
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from functools import cache
 
 import numpy as np
 
 from runtime.acceptance import Acceptance
 from runtime.budget import Nodes, Prices, best, with_trees
 from runtime.cost import CostModel
-from runtime.forest import LOOKUP, Candidates, Forest
+from runtime.forest import LOOKUP, NEVER, Candidates, Forest
 from runtime.habit import REMEMBERED, Habit
 from runtime.load import Load
 from runtime.scheduler import Plan, Scheduler
@@ -25,7 +26,10 @@ from runtime.session import Draft
 from runtime.stats import Decisions
 from runtime.tree import Tree, Universe, lone
 
-DECIDE_EVERY = 8  # steps between decisions on the heads, if nothing new is known
+DECIDE_EVERY = 8  # steps between decisions on the heads
+LEARN_EVERY = 3  # steps between those whose time is learnt from
+REMEMBER_EVERY = 2  # steps between drafts that are remembered for these
+LEAST_CHANCE = 0.01  # to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
 
 Heads = Callable[[list[int]], Draft]  # rows to what the heads propose for them
@@ -47,8 +51,9 @@ class Speculator:
         # expected tokens and seconds of the last steps, by rows that decode
         self._pace: dict[int, tuple[float, float]] = {}
         self._usual: Load | None = None  # the last step in which every row decoded
-        self._decided: tuple[tuple[int, bool, bool], ...] = ()  # for whom the heads' use was decided
-        self._age = 0  # steps since
+        self._age = DECIDE_EVERY  # steps since it was decided who runs the heads
+        self._runs = 0
+        self._pays = True  # for anyone, by that decision
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust = np.ones(0, np.float32)  # [rows]
         self._forest: Forest | None = None
@@ -81,7 +86,7 @@ class Speculator:
             return most
         share = decoding / usual.rows  # there may be more rows now than in the step that is the measure, or fewer
         tokens, attended = usual.tokens * share, usual.attended * share
-        choices = np.unique(np.minimum(2 ** np.arange(1, most.bit_length() + 1), most))
+        choices = _chunks(most)
         alone = self.cost.decoder(decoding, tokens, usual.widest, attended)
         beside = self.cost.decoder(
             decoding + 1, tokens + choices, np.maximum(choices, usual.widest),
@@ -91,13 +96,16 @@ class Speculator:
         return int(choices[max(0, fitting - 1)])
 
     def ran(self, load: Load, seconds: float) -> None:
-        """Learns from a decoder run that took so long."""
+        """Learns from a decoder run that took so long; the one or other will do."""
+        if load.decoding == load.rows:
+            self._usual = load
+        self._runs += 1
+        if self._runs % LEARN_EVERY:
+            return
         what = load.rows, load.tokens, load.widest, load.attended, load.silent
         error = abs(seconds / float(self.cost.decoder(*what)) - 1.0)
         self.decisions.cost_error += RECENT * (error - self.decisions.cost_error)
         self.cost.observe_decoder(*what, seconds)
-        if load.decoding == load.rows:
-            self._usual = load
 
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
@@ -108,18 +116,20 @@ class Speculator:
         start = forest.start[:-1]
         accepted = np.zeros(len(forest.parent), bool)
         accepted[[at + node for path, at in zip(walked, start.tolist(), strict=True) for node in path]] = True
+        realised = sum(len(path) for path in walked)
+        self.decisions.count(len(rows), len(accepted), float(np.exp(forest.value).sum()), realised)
+        if forest.continued:
+            by_lookup = self._acceptance.is_lookup(forest.cells)
+            self.decisions.lookup_drafted += int(by_lookup.sum())
+            self.decisions.lookup_accepted += int((by_lookup & accepted).sum())
+        if len(accepted) == len(rows):
+            return
         tried: np.ndarray = accepted[forest.parent]
         tried[start] = False
-        self.decisions.count(forest.reach, accepted, self._acceptance.is_lookup(forest.cells), len(rows))
-        if not tried.any():
-            return
-        row = start.searchsorted(np.flatnonzero(tried), side="right") - 1
-        claimed, right = forest.chance[tried] / self._trust[row], accepted[tried]
-        self._acceptance.observe(forest.cells[tried], claimed, right)
-        expected = np.bincount(row, claimed, len(rows)).tolist()
-        came_true = np.bincount(row, right, len(rows)).tolist()
-        for i, should, did in zip(rows, expected, came_true, strict=True):
-            plan.sequences[i].habit.learn(should, did)
+        claimed = np.exp(forest.chance) * tried / self._trust.repeat(np.diff(forest.start))
+        self._acceptance.observe(forest.cells[tried], claimed[tried], accepted[tried])
+        for i, should, path in zip(rows, np.add.reduceat(claimed, start).tolist(), walked, strict=True):
+            plan.sequences[i].habit.learn(should, len(path) - 1)
 
     def took(self, rows: int, seconds: float) -> None:
         """Learns from the time that a step of decoding rows took outside the session."""
@@ -145,10 +155,15 @@ class Speculator:
         for i, (matched, tokens) in enumerate(found):
             if matched:
                 candidates.add_continuation(i, matched, tokens, ranks.get(i))
-        row, slot, value = candidates.ranked([habit.nodes - 1 for habit in habits])
+        fixed = np.array([habit.fixed for habit in habits])
+        least = np.where(fixed, NEVER, np.log(LEAST_CHANCE))
+        row, slot, value = candidates.ranked([habit.nodes - 1 for habit in habits], least)
+        if fixed.all():
+            return candidates.build(row, slot)
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
-        self._remember(habits, asked, nodes)
-        keep = self._budget(habits, nodes, lengths, load, len(asked))
+        if self._age % REMEMBER_EVERY == 0:
+            self._remember(habits, asked, nodes)
+        keep = self._budget(fixed, nodes, lengths, load, len(asked))
         return candidates.build(row[keep], slot[keep])
 
     def _decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
@@ -160,9 +175,10 @@ class Speculator:
                 habit.heads = True
             return
         self._age += 1
-        key = tuple((id(h), match > 0, h.values is None) for h, match in zip(habits, matched, strict=True))
-        if key == self._decided and self._age < DECIDE_EVERY:
+        if self._age < DECIDE_EVERY:
             for habit in habits:
+                if habit.values is None:
+                    habit.heads = self._pays
                 habit.end_trial()
             return
         nodes = self._outlook(habits, matched)
@@ -170,7 +186,7 @@ class Speculator:
         drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
         for i, habit in enumerate(habits):
             habit.decide(habit.fixed or i in drafts, self._age)
-        self._decided, self._age = key, 0
+        self._age, self._pays = 0, bool(drafts)
 
     def _outlook(self, habits: list[Habit], matched: list[int]) -> Nodes:
         """What drafting can be expected to bring."""
@@ -199,12 +215,9 @@ class Speculator:
             habits[i].remember(newest)
             self._typical = self._typical + RECENT * (newest - self._typical)
 
-    def _budget(self, habits: list[Habit], nodes: Nodes, lengths: np.ndarray, load: Load, asked: int) -> np.ndarray:
-        """Which of the candidates are drafted, bool [nodes]: fixed trees whole, of the others the best."""
-        fixed = np.array([habit.fixed for habit in habits])
+    def _budget(self, fixed: np.ndarray, nodes: Nodes, lengths: np.ndarray, load: Load, asked: int) -> np.ndarray:
+        """Which of the candidates are drafted, bool [nodes]: of `fixed` rows [rows] all, of the others the best."""
         keep: np.ndarray = fixed[nodes.row]
-        if fixed.all():
-            return keep
         if keep.any():
             load = with_trees(load, nodes.row[keep], lengths, self._least)
         free = np.flatnonzero(~keep)
@@ -220,3 +233,9 @@ class Speculator:
         plain, drafting = self._host
         tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
         return Prices(self.cost, self._least, plain, drafting or plain, tokens / seconds if seconds else 0.0)
+
+
+@cache
+def _chunks(most: int) -> np.ndarray:
+    """Prompt tokens to choose from: powers of 2 up to `most`, and that."""
+    return np.unique(np.minimum(2 ** np.arange(1, most.bit_length() + 1), most))

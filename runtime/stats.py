@@ -22,14 +22,12 @@ class Decisions:
     heads_rows: int = 0  # rows they ran for
     cost_error: float = 0.0  # recent mean of |measured / predicted - 1| of the decoder's time
 
-    def count(self, reach: np.ndarray, accepted: np.ndarray, by_lookup: np.ndarray, rows: int) -> None:
-        """One step's trees, node by node with roots: chance to be accepted, accepted, drafted by prompt lookup."""
+    def count(self, rows: int, nodes: int, expected: float, realised: int) -> None:
+        """One step's trees; `nodes` with their roots, tokens expected and realised."""
         self.rows += rows
-        self.nodes += len(accepted) - rows
-        self.expected += float(reach.sum())
-        self.realised += int(accepted.sum())
-        self.lookup_drafted += int(by_lookup.sum())
-        self.lookup_accepted += int((by_lookup & accepted).sum())
+        self.nodes += nodes - rows
+        self.expected += expected
+        self.realised += realised
 
     def figures(self) -> dict[str, Any]:
         """Counters, and of one row's step: nodes chosen, tokens expected and realised."""

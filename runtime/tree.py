@@ -90,6 +90,7 @@ class Universe:
         paths = [(), *sorted(best)]
         place = {path: i for i, path in enumerate(paths)}
         self.paths = paths
+        self.ranks = heads * top_k
         self.parent = np.array([place[path[:-1]] if path else -1 for path in paths])
         self.depth = np.array([len(path) for path in paths])
         # where the last step of each path but the root's lies among a row's heads * top_k ranks
@@ -97,6 +98,9 @@ class Universe:
         self.child: list[dict[int, int]] = [{} for _ in paths]  # [paths]: rank to path
         for i, path in enumerate(paths[1:], 1):
             self.child[self.parent[i]][path[-1]] = i
+        self.ancestors = np.eye(len(paths), dtype=bool)  # [paths, paths]: which paths a path goes through, itself too
+        for i in range(1, len(paths)):
+            self.ancestors[i] |= self.ancestors[self.parent[i]]
         self._incidence = np.zeros((heads * top_k, len(paths)), np.float32)
         for i, path in enumerate(paths):
             self._incidence[[head * top_k + rank for head, rank in enumerate(path)], i] = 1

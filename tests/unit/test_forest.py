@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime.acceptance import Acceptance
-from runtime.forest import LOOKUP, Candidates, Forest
+from runtime.forest import LOOKUP, NEVER, Candidates, Forest
 from runtime.session import Draft
 from runtime.tree import PUBLISHED_ACCURACY, Tree, Universe
 
@@ -34,7 +34,7 @@ def grown(
     candidates.add_draft(range(len(sizes)), draft, np.ones(len(sizes), np.float32))
     for row, (matched, tokens) in (continuations or {}).items():
         candidates.add_continuation(row, matched, tokens, draft.tokens[row])
-    row, slot, _ = candidates.ranked([size - 1 for size in sizes])
+    row, slot, _ = candidates.ranked([size - 1 for size in sizes], np.full(len(sizes), NEVER))
     return candidates.build(row, slot)
 
 
@@ -86,7 +86,7 @@ def test_any_beginning_of_the_ranking_is_a_forest() -> None:
     candidates.add_draft([0, 2], draft, np.array([1.0, 0.3], np.float32))
     candidates.add_continuation(0, 5, [int(draft.tokens[0, 0, 1]), 60, 61], draft.tokens[0])
     candidates.add_continuation(1, 3, [70, 71, 72], None)
-    row, slot, value = candidates.ranked([40, 40, 40])
+    row, slot, value = candidates.ranked([40, 40, 40], np.full(3, NEVER))
     assert (np.diff(value) <= 0).all()
     for n in range(len(row) + 1):
         forest = candidates.build(row[:n], slot[:n])
@@ -101,7 +101,7 @@ def test_a_node_knows_its_parent_and_its_chances() -> None:
     for row, tree in enumerate(forest.trees):
         own = slice(forest.start[row], forest.start[row + 1])
         assert (forest.parent[own] - forest.start[row]).tolist()[1:] == tree.parents[1:]
-        reach, chance = forest.reach[own], forest.chance[own]
+        reach, chance = np.exp(forest.value[own]), np.exp(forest.chance[own])
         assert reach[0] == 1
         for i, parent in enumerate(tree.parents[1:], 1):
             assert reach[i] == pytest.approx(reach[parent] * chance[i], rel=1e-3)
@@ -131,7 +131,7 @@ def test_a_continuation_shares_the_heads_nodes_and_goes_on_alone() -> None:
 def test_a_continuation_needs_no_heads() -> None:
     candidates = Candidates(Universe([], 0), Acceptance(0), [5])
     candidates.add_continuation(0, 8, list(range(20, 20 + LOOKUP)), None)
-    row, slot, _ = candidates.ranked([31])
+    row, slot, _ = candidates.ranked([31], np.full(1, NEVER))
     [tree] = candidates.build(row, slot).trees
     assert tree.tokens == [5, *range(20, 20 + LOOKUP)] and tree.parents == list(range(-1, LOOKUP))
     check(tree, 5)

@@ -12,7 +12,7 @@ import numpy as np
 from runtime.acceptance import Acceptance
 from runtime.budget import Nodes, Prices, best
 from runtime.cost import CostModel
-from runtime.forest import Candidates
+from runtime.forest import NEVER, Candidates
 from runtime.load import Load
 from runtime.session import Draft
 from runtime.tree import PUBLISHED_ACCURACY, Universe
@@ -49,18 +49,18 @@ def main() -> None:
         found.add_draft(range(ROWS), draft, trust)
         return found
 
-    ready = candidates()
-    row, slot, value = ready.ranked([NODES - 1] * ROWS)
+    ready, most, least = candidates(), [NODES - 1] * ROWS, np.full(ROWS, NEVER)
+    row, slot, value = ready.ranked(most, least)
     nodes = Nodes(row, np.exp(value), np.zeros(len(row), bool))
 
     def all_of_it() -> None:
         found = candidates()
-        row, slot, _ = found.ranked([NODES - 1] * ROWS)
+        row, slot, _ = found.ranked(most, least)
         found.build(row, slot)
 
     print(f"{ROWS} rows x {NODES} nodes from a universe of {len(universe.paths)}, median [quartiles]")
     print(f"values of all candidates   {microseconds(candidates)}")
-    print(f"the best of each row       {microseconds(lambda: ready.ranked([NODES - 1] * ROWS))}")
+    print(f"the best of each row       {microseconds(lambda: ready.ranked(most, least))}")
     print(f"tokens, parents, ancestors {microseconds(lambda: ready.build(row, slot))}")
     print(f"these three together       {microseconds(all_of_it)}")
     print(f"the budget over all rows   {microseconds(lambda: best(nodes, lengths, load, prices))}")
