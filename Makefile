@@ -15,12 +15,13 @@ DEMO := export/demo/model
 DEMO_HEADS := $(DEMO)/medusa_lm_head.safetensors
 DEMO_FROM := $(wildcard export/*.py $(DEMO)/*) runtime/manifest.py
 DEMO_ARTIFACT := $(patsubst %,%/manifest.json,$(filter artifacts/demo-%,$(patsubst %/,%,$(ARTIFACT))))
-DEMO_PROMPTS := --prompts export/demo/data.jsonl --template "What does {name} do?" --without heldout --requests 64
+LOAD_PROMPTS := --prompts export/demo/data.jsonl --template "What does {name} do?" --without heldout
+DEMO_PROMPTS := $(LOAD_PROMPTS) --requests 64
 PACKAGES := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help serve export bench test test-full lint format demo-model
+.PHONY: help serve export bench bench-load bench-peers test test-full lint format demo-model
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,7 +44,13 @@ export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into art
 
 bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
 	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(DEMO_PROMPTS)) \
-	    --speculation off,4,6,8,16 --concurrency 1,8 $(OPTIONS)
+	    --speculation off,4,6,8,16,auto --concurrency 1,8 $(OPTIONS)
+
+bench-load: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT behind HTTP, under load
+	$(PY) -m runtime.bench load --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(LOAD_PROMPTS)) $(OPTIONS)
+
+bench-peers: .venv/.bench $(foreach precision,fp32 int8 int4,artifacts/demo-$(precision)/manifest.json) ## measure Gorgon against its peers, each installed into .peers
+	$(PY) -m runtime.bench peers $(OPTIONS)
 
 test: .venv/.test ## run the tests, minutes
 	$(PY) -m pytest -m "not slow"

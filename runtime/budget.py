@@ -58,21 +58,21 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
     """
     row, cost, least = nodes.row, prices.cost, prices.least
     mine = row[:, None] == np.arange(len(lengths))  # [nodes, rows]
-    count = np.cumsum(mine, axis=0)  # [nodes, rows] below the root
+    count = mine.cumsum(axis=0)  # [nodes, rows] below the root
     own = count[np.arange(len(row)), row]  # a node's number in its row
-    tokens = _from(load.tokens, np.cumsum(own >= least))
-    widest = np.maximum(load.widest, _from(1, count.max(axis=1)))
-    attended = _from(load.attended, np.cumsum(lengths[row] + 2 * own))
+    tokens = _from(load.tokens, (own >= least).cumsum())
+    widest = np.maximum(load.widest, _from(1, np.maximum.reduce(count, axis=1)))
+    attended = _from(load.attended, (lengths[row] + 2 * own).cumsum())
     seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent)
     if load.decoding < load.rows:  # what the prompts of this step cost in any case is not the trees' cost
         alone = load.without_prompts(least)
         decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
-    ask = _from(asked, (np.cumsum(mine & nodes.by_heads[:, None], axis=0) > 0).sum(axis=1))
+    ask = _from(asked, np.add.reduce((mine & nodes.by_heads[:, None]).cumsum(axis=0) > 0, axis=1))
     host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)
     seconds = seconds + cost.heads(ask) + host
-    gain = _from(load.decoding + gained, np.cumsum(nodes.chance))
-    chosen = int(np.argmax(gain - prices.rate * seconds if prices.rate else gain / seconds))
+    gain = _from(load.decoding + gained, nodes.chance.cumsum())
+    chosen = int((gain - prices.rate * seconds if prices.rate else gain / seconds).argmax())
     return Choice(chosen, float(gain[chosen]), float(seconds[chosen]))
 
 

@@ -22,7 +22,6 @@ from runtime.batch import Packer
 from runtime.cost import CostModel
 from runtime.errors import ArtifactError, ConfigurationError, QueueFullError, StepError
 from runtime.habit import Habit
-from runtime.load import Load
 from runtime.lookup import Lookup
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
@@ -203,7 +202,7 @@ class Engine:
             result = self.session.run(batch)
             seconds = self._clock() - began
             self._in_session += seconds
-            self._speculator.ran(Load.of(batch, plan.prefill.count(0)), seconds)
+            self._speculator.ran(batch, plan.prefill.count(0), seconds)
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
             log.exception("a step of %d sequences failed", len(plan.sequences))
             self._stats.failed_steps += 1

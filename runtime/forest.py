@@ -105,12 +105,14 @@ class Candidates:
         """
         limit = np.asarray(most)
         width = self.value.shape[1]
-        last = np.sort(self.value, axis=1)[np.arange(len(limit)), np.maximum(width - 1 - limit, 0)]
+        ordered = self.value.copy()
+        ordered.sort(axis=1)
+        last = ordered[np.arange(len(limit)), np.maximum(width - 1 - limit, 0)]
         taken = self.value >= np.maximum(last, least)[:, None]
         taken[:, 0] = False
         row, slot = np.nonzero(taken)
         value = self.value[row, slot]
-        order = np.argsort(-value, kind="stable")
+        order = (-value).argsort(kind="stable")
         row, slot, value = row[order], slot[order], value[order]
         if (np.bincount(row, minlength=len(limit)) > limit).any():  # a tie at the end of a row
             within = np.cumsum(row[:, None] == np.arange(len(limit)), axis=0)[np.arange(len(row)), row] <= limit[row]

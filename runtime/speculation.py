@@ -22,12 +22,12 @@ from runtime.habit import REMEMBERED, Habit
 from runtime.load import Load
 from runtime.scheduler import Plan, Scheduler
 from runtime.sequence import Sequence
-from runtime.session import Draft
+from runtime.session import Batch, Draft
 from runtime.stats import Decisions
 from runtime.tree import Tree, Universe, lone
 
 DECIDE_EVERY = 8  # steps between decisions on the heads
-LEARN_EVERY = 3  # steps between those whose time is learnt from
+LEARN_EVERY = 3  # steps, one of which is learnt from
 REMEMBER_EVERY = 2  # steps between drafts that are remembered for these
 LEAST_CHANCE = 0.01  # to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
@@ -72,8 +72,7 @@ class Speculator:
         ]
         self._forest = None
         if self._rows:
-            load = Load.planned([s.length for s in plan.sequences], plan.prefill, self._least)
-            self._forest = self._grow([plan.sequences[row] for row in self._rows], load)
+            self._forest = self._grow([plan.sequences[row] for row in self._rows], plan)
             for row, tree in zip(self._rows, self._forest.trees, strict=True):
                 trees[row] = tree
         return trees
@@ -95,13 +94,14 @@ class Speculator:
         fitting = int(np.count_nonzero(beside <= slowdown * alone))
         return int(choices[max(0, fitting - 1)])
 
-    def ran(self, load: Load, seconds: float) -> None:
-        """Learns from a decoder run that took so long; the one or other will do."""
-        if load.decoding == load.rows:
-            self._usual = load
+    def ran(self, batch: Batch, decoding: int, seconds: float) -> None:
+        """Learns from a decoder run, in which so many rows decoded, that took so long."""
         self._runs += 1
         if self._runs % LEARN_EVERY:
             return
+        load = Load.of(batch, decoding)
+        if load.decoding == load.rows:
+            self._usual = load
         what = load.rows, load.tokens, load.widest, load.attended, load.silent
         error = abs(seconds / float(self.cost.decoder(*what)) - 1.0)
         self.decisions.cost_error += RECENT * (error - self.decisions.cost_error)
@@ -110,20 +110,20 @@ class Speculator:
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
         forest, rows = self._forest, self._rows
+        if forest is None or len(forest.parent) == len(rows) or self._runs % LEARN_EVERY:
+            return
         walked = [path for row in rows if (path := paths[row]) is not None]
-        if forest is None or len(walked) < len(rows):
+        if len(walked) < len(rows):
             return
         start = forest.start[:-1]
         accepted = np.zeros(len(forest.parent), bool)
         accepted[[at + node for path, at in zip(walked, start.tolist(), strict=True) for node in path]] = True
         realised = sum(len(path) for path in walked)
-        self.decisions.count(len(rows), len(accepted), float(np.exp(forest.value).sum()), realised)
+        self.decisions.count(len(rows), len(accepted), float(np.add.reduce(np.exp(forest.value))), realised)
         if forest.continued:
             by_lookup = self._acceptance.is_lookup(forest.cells)
             self.decisions.lookup_drafted += int(by_lookup.sum())
             self.decisions.lookup_accepted += int((by_lookup & accepted).sum())
-        if len(accepted) == len(rows):
-            return
         tried: np.ndarray = accepted[forest.parent]
         tried[start] = False
         claimed = np.exp(forest.chance) * tried / self._trust.repeat(np.diff(forest.start))
@@ -137,10 +137,12 @@ class Speculator:
         share, known = seconds / (rows + 2), self._host[drafted]
         self._host[drafted] = share if known == 0.0 else known + RECENT * (min(share, 4 * known) - known)
 
-    def _grow(self, sequences: list[Sequence], load: Load) -> Forest:
+    def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest:
         habits = [s.habit for s in sequences]
         found = [h.lookup.continuation(LOOKUP) if h.lookup is not None else (0, []) for h in habits]
+        fixed = np.array([habit.fixed for habit in habits])
         lengths = np.array([s.length for s in sequences])
+        load = Load.planned([s.length for s in plan.sequences], plan.prefill, self._least)
         self._decide(habits, [matched for matched, _ in found], lengths, load)
         asked = [i for i, habit in enumerate(habits) if habit.heads]
         candidates = Candidates(self._universe, self._acceptance, [s.root for s in sequences])
@@ -155,7 +157,6 @@ class Speculator:
         for i, (matched, tokens) in enumerate(found):
             if matched:
                 candidates.add_continuation(i, matched, tokens, ranks.get(i))
-        fixed = np.array([habit.fixed for habit in habits])
         least = np.where(fixed, NEVER, np.log(LEAST_CHANCE))
         row, slot, value = candidates.ranked([habit.nodes - 1 for habit in habits], least)
         if fixed.all():

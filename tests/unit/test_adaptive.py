@@ -56,3 +56,45 @@ def test_auto_is_never_slower_than_any_fixed_size(machine: str, kind: str, concu
     fixed = {speculation: speed(kind, machine, concurrency, speculation) for speculation in FIXED}
     auto = speed(kind, machine, concurrency, "auto")
     assert auto >= 0.98 * max(fixed.values()), f"auto {auto:.0f}, fixed {fixed}"
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("kind", ["easy", "usual", "hopeless"])
+def test_prompt_lookup_costs_nothing_where_nothing_repeats(kind: str, concurrency: int) -> None:
+    machine = next(iter(json.loads(MODELS.read_text())))
+    assert speed(kind, machine, concurrency, "auto", lookup=True) >= 0.99 * speed(kind, machine, concurrency, "auto")
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_prompt_lookup_wins_where_the_text_repeats(concurrency: int) -> None:
+    """Heads that fail on a text of 40 tokens, over and over."""
+    machine = next(iter(json.loads(MODELS.read_text())))
+    traces = [trace(i, 0.3, honest=False, period=40) for i in range(8)]
+    with_lookup, engine = run(traces, machine, concurrency, "auto", lookup=True)
+    assert with_lookup > 1.5 * run(traces, machine, concurrency, "auto", lookup=False)[0]
+    drafting = engine.stats()["drafting"]
+    assert drafting["lookup_accepted"] > 0.8 * drafting["lookup_drafted"] > 100
+
+
+@pytest.mark.parametrize("slowdown", [1.5, 2.0, 4.0])
+def test_a_long_prompt_does_not_hold_up_the_others(slowdown: float) -> None:
+    """The time between a sequence's tokens, before a long prompt comes and while it goes in."""
+    machine = next(iter(json.loads(MODELS.read_text())))
+    clock = Clock()
+    session = ReplaySession(TRACES["usual"], model(machine), clock, 4)
+    config = EngineConfig(rows=4, kv_memory=1 << 30, chunk=256, prefill_slowdown=slowdown, lookup=False)
+    engine = Engine(session, fake_tokenizer(), config, model(machine), clock)
+    for i in range(3):
+        engine.add([i], SamplingParams(200, ignore_eos=True, speculation=4))
+    steps: list[tuple[int, float]] = []  # prompt tokens, seconds
+    for step in range(60):
+        if step == 20:
+            engine.add([3] * 300, SamplingParams(50, ignore_eos=True, speculation="off"))
+        before, began = engine.stats()["prefilled"], clock.now
+        engine.step()
+        steps.append((engine.stats()["prefilled"] - before, clock.now - began))
+    usual = sorted(seconds for tokens, seconds in steps[5:20])[7]
+    beside = [(tokens, seconds) for tokens, seconds in steps[20:] if tokens]
+    assert sum(tokens for tokens, _ in beside) == 300
+    assert max(seconds for _, seconds in beside) <= 1.05 * slowdown * usual
+    assert max(seconds for _, seconds in beside) > 0.5 * slowdown * usual, "it could have gone in faster"
