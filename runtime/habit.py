@@ -1,5 +1,6 @@
 """How one sequence drafts: what it may, and what is known of its drafts."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,11 @@ class Habit:
 
     @property
     def trust(self) -> float:
-        """Factor on the chances of its drafts."""
-        ratio = (self.right + TRUST_PRIOR) / (self.expected + TRUST_PRIOR)
+        """Factor on the chances of its drafts; what may be luck counts for nothing."""
+        luck = math.sqrt(self.expected)
+        surprise = self.right - self.expected
+        surprise -= min(max(surprise, -luck), luck)
+        ratio = (self.expected + surprise + TRUST_PRIOR) / (self.expected + TRUST_PRIOR)
         return min(max(ratio, TRUST[0]), TRUST[1])
 
     def learn(self, expected: float, right: float) -> None:
@@ -38,6 +42,10 @@ class Habit:
         if self.expected > TRUST_MEMORY:
             self.expected /= 2
             self.right /= 2
+
+    @property
+    def young(self) -> bool:
+        return self.expected < TRUST_PRIOR
 
     def remember(self, values: np.ndarray) -> None:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""

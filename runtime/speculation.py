@@ -27,7 +27,7 @@ from runtime.stats import Decisions
 from runtime.tree import Tree, Universe, lone
 
 DECIDE_EVERY = 8  # steps between decisions on the heads
-LEARN_EVERY = 3  # steps, one of which is learnt from
+LEARN_EVERY = 3  # steps, one of which is learnt from once a sequence is known
 REMEMBER_EVERY = 2  # steps between drafts that are remembered for these
 LEAST_CHANCE = 0.01  # to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
@@ -110,16 +110,16 @@ class Speculator:
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
         forest, rows = self._forest, self._rows
-        if forest is None or len(forest.parent) == len(rows) or self._runs % LEARN_EVERY:
-            return
         walked = [path for row in rows if (path := paths[row]) is not None]
-        if len(walked) < len(rows):
+        if forest is None or len(walked) < len(rows):
+            return
+        habits, realised = [plan.sequences[row].habit for row in rows], sum(len(path) for path in walked)
+        self.decisions.count(len(rows), len(forest.parent), float(np.add.reduce(np.exp(forest.value))), realised)
+        if len(forest.parent) == len(rows) or self._runs % LEARN_EVERY and not any(habit.young for habit in habits):
             return
         start = forest.start[:-1]
         accepted = np.zeros(len(forest.parent), bool)
         accepted[[at + node for path, at in zip(walked, start.tolist(), strict=True) for node in path]] = True
-        realised = sum(len(path) for path in walked)
-        self.decisions.count(len(rows), len(accepted), float(np.add.reduce(np.exp(forest.value))), realised)
         if forest.continued:
             by_lookup = self._acceptance.is_lookup(forest.cells)
             self.decisions.lookup_drafted += int(by_lookup.sum())
@@ -128,8 +128,8 @@ class Speculator:
         tried[start] = False
         claimed = np.exp(forest.chance) * tried / self._trust.repeat(np.diff(forest.start))
         self._acceptance.observe(forest.cells[tried], claimed[tried], accepted[tried])
-        for i, should, path in zip(rows, np.add.reduceat(claimed, start).tolist(), walked, strict=True):
-            plan.sequences[i].habit.learn(should, len(path) - 1)
+        for habit, should, path in zip(habits, np.add.reduceat(claimed, start).tolist(), walked, strict=True):
+            habit.learn(should, len(path) - 1)
 
     def took(self, rows: int, seconds: float) -> None:
         """Learns from the time that a step of decoding rows took outside the session."""
