@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime.acceptance import Acceptance
-from runtime.habit import PATIENCE, TRUST, Habit
+from runtime.habit import PATIENCE, Habit
 
 
 def feed(acceptance: Acceptance, claimed: float, truth: float, count: int, head: int = 0) -> float:
@@ -64,7 +64,7 @@ def test_a_sequence_whose_drafts_fail_is_trusted_less() -> None:
     assert habit.trust == 1
     for _ in range(50):
         habit.learn(expected=1.0, right=0.0)
-    assert habit.trust == pytest.approx(TRUST[0], abs=0.1)
+    assert habit.trust < 0.3
     for _ in range(300):
         habit.learn(expected=1.0, right=1.0)
     assert habit.trust > 0.9
