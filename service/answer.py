@@ -1,7 +1,7 @@
 """What one request hears from the engine: the event loop's side of a sequence."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ class Answer:
         self.sequence: Sequence | None = None
         self._abort = abort
         self._admitted = asyncio.Event()
-        self._texts: asyncio.Queue[str | None] = asyncio.Queue()  # None: the end. A text a step: at most max_tokens
+        self._texts: list[str] = []  # that nobody has taken yet. A text a step: at most max_tokens
+        self._news = asyncio.Event()  # there are texts, or the end
         self._error: Exception | None = None
         self._ended = False
         self.cancelled = False
@@ -32,16 +33,26 @@ class Answer:
             raise self._error
         return self.sequence
 
-    async def texts(self) -> AsyncIterator[str]:
-        """New text, step by step, to the end; raises what ended the answer early."""
-        while (text := await self._texts.get()) is not None:
-            yield text
+    async def news(self) -> tuple[list[str], bool]:
+        """Waits for new text: one of each step since the last call, and whether the answer has ended with them."""
+        await self._news.wait()
+        self._news.clear()
+        texts, self._texts = self._texts, []
+        return texts, self._ended
+
+    def check(self) -> None:
+        """Raises what ended the answer early, if anything did."""
         if self._error is not None:
             raise self._error
 
     async def whole(self) -> str:
-        """The text from first to last."""
-        return "".join([text async for text in self.texts()])
+        """The text from first to last; raises what ended the answer early."""
+        texts, ended = await self.news()
+        while not ended:
+            more, ended = await self.news()
+            texts += more
+        self.check()
+        return "".join(texts)
 
     def cancel(self) -> None:
         """Nobody listens any more: asks the engine for the row back. Does nothing on an answer that has ended."""
@@ -54,12 +65,13 @@ class Answer:
 
     def push(self, text: str) -> None:
         if not self._ended:
-            self._texts.put_nowait(text)
+            self._texts.append(text)
+            self._news.set()
 
     def end(self, error: Exception | None) -> None:
         """The first end counts: a server that stops does not wait for the engine's."""
         if not self._ended:
             self._ended = True
             self._error = error
-            self._texts.put_nowait(None)
+            self._news.set()
             self._admitted.set()

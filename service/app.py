@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page.html")
 RETRY_AFTER = "1"  # seconds: a step, or a load, is of that order
+AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 
 RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 429, 500, 503)}
 RESPONSES[200] = {"content": {"text/event-stream": {}}}
@@ -46,6 +48,7 @@ def create_app(engine: EngineThread) -> FastAPI:
     app.add_exception_handler(GorgonError, _gorgon_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
     app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unexpected)
     return app
 
 
@@ -60,11 +63,12 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     prompts = engine.ready()
     engine.check_room()  # before a long text is tokenized for nothing
     if body.messages is not None:
-        prompt = await asyncio.to_thread(prompts.chat, [message.model_dump() for message in body.messages])
+        size = sum(len(message.content) for message in body.messages)
+        encode = partial(prompts.chat, [message.model_dump() for message in body.messages])
     else:
         text = body.prompt or ""
-        prompt = await asyncio.to_thread(prompts.raw if body.raw else prompts.question, text)
-    answer = engine.submit(prompt, body.params)
+        size, encode = len(text), partial(prompts.raw if body.raw else prompts.question, text)
+    answer = engine.submit(encode() if size <= AT_ONCE else await asyncio.to_thread(encode), body.params)
     try:
         sequence = await unless_gone(answer.admitted(), http.receive)
         if body.stream:
@@ -93,13 +97,17 @@ async def page() -> HTMLResponse:
 
 
 class EventStream(StreamingResponse):
-    """An admitted answer as server-sent events; gives its row back when the client goes."""
+    """An admitted answer as server-sent events; gives its row back when the client goes.
+
+    What is there at the same time goes out as one piece, the end of the response with it: a piece costs more than all
+    else that is done for an event.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(self, answer: Answer, sequence: "Sequence") -> None:
-        super().__init__(_events(answer, sequence), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._answer = answer
+        super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._answer, self._sequence = answer, sequence
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -108,16 +116,23 @@ class EventStream(StreamingResponse):
         finally:
             self._answer.cancel()
 
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        ended = False
+        while not ended:
+            texts, ended = await self._answer.news()
+            events = [_event({"text": text}) for text in texts]
+            if ended:
+                events.append(_event(self._last()))
+            await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": not ended})
 
-async def _events(answer: Answer, sequence: "Sequence") -> AsyncIterator[str]:
-    try:
-        async for text in answer.texts():
-            yield _event({"text": text})
-    except GorgonError as error:
-        last = GenerateResponse.of("", "error", sequence).model_dump() | {"error": Failure.of(error).model_dump()}
-    else:
-        last = GenerateResponse.of("", sequence.finish_reason, sequence).model_dump()
-    yield _event(last)
+    def _last(self) -> dict[str, Any]:
+        try:
+            self._answer.check()
+        except GorgonError as error:
+            failure = {"error": Failure.of(error).model_dump()}
+            return GenerateResponse.of("", "error", self._sequence).model_dump() | failure
+        return GenerateResponse.of("", self._sequence.finish_reason, self._sequence).model_dump()
 
 
 def _event(data: dict[str, Any]) -> str:
@@ -157,6 +172,12 @@ async def _invalid_body(http: Request, error: Exception) -> Response:
         message = "the body is JSON and has to say so: content-type: application/json"
         detail = [{"type": "content_type", "loc": ("header", "content-type"), "msg": message}]
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+
+
+async def _unexpected(http: Request, error: Exception) -> Response:
+    """The server closes the connection after such an error, and the client has to know, or its next request is lost."""
+    failure = Failure(type=type(error).__name__, message="the server failed: its log has more")
+    return JSONResponse({"error": failure.model_dump()}, 500, {"Connection": "close"})
 
 
 async def _gone(http: Request, error: Exception) -> Response:

@@ -144,25 +144,27 @@ class EngineThread:
     def _serve(self, engine: "Engine") -> None:
         self._flush()
         while not self._closing:
-            self._obey(engine)
-            self.stats = engine.stats()
-            self._flush()  # a refusal does not wait for the step
+            if self._obey(engine):
+                self.stats = engine.stats()
+                self._flush()  # a refusal does not wait for the step
             if engine.has_work:
                 for output in engine.step():
                     self._publish(output)
                 self.stats = engine.stats()  # as true as what is told with it
                 self._flush()
 
-    def _obey(self, engine: "Engine") -> None:
-        """Runs the commands that have come; with nothing to compute, sleeps until one does."""
-        if not engine.has_work:
+    def _obey(self, engine: "Engine") -> bool:
+        """Runs the commands that have come, if any; with nothing to compute, sleeps until one does."""
+        obeyed = not engine.has_work
+        if obeyed:
             self._inbox.get()(engine)
         while True:
             try:
                 command = self._inbox.get_nowait()
             except queue.Empty:
-                return
+                return obeyed
             command(engine)
+            obeyed = True
 
     def _add(self, answer: Answer, prompt: Sequence[int], params: SamplingParams, engine: "Engine") -> None:
         try:

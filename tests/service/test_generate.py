@@ -1,9 +1,15 @@
 """POST /generate, GET /health and GET /: what a client gets that asks for what it may."""
 
+import asyncio
+import json
+from typing import Any
+
 import pytest
 
 from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
+from service.answer import Answer
+from service.app import EventStream
 from tests.fake import fake_cost, fake_manifest, fake_tokenizer
 from tests.service.serving import (
     HeldSession,
@@ -87,6 +93,30 @@ def test_stop_strings_and_tokens(server: Serving) -> None:
     assert "".join(event["text"] for event in events) == answer["text"]
 
 
+def test_what_is_there_at_once_goes_out_as_one_piece() -> None:
+    """Texts that came while the client did not read, the last event, and the end of the response."""
+    engine = Engine(HeldSession(), fake_tokenizer(), EngineConfig(), fake_cost())
+    [sequence] = engine.generate([[5, 6, 7]], SamplingParams(max_tokens=3, ignore_eos=True))
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def stream() -> None:
+        answer = Answer(lambda answer: None)
+        for text in ("a", "b"):
+            answer.push(text)
+        answer.end(None)
+        await EventStream(answer, sequence)({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+
+    asyncio.run(stream())
+    start, body = sent
+    assert start["status"] == 200 and not body["more_body"]
+    events = [json.loads(line.removeprefix("data: ")) for line in body["body"].decode().split("\n\n")[:-1]]
+    assert events[:2] == [{"text": "a"}, {"text": "b"}]
+    assert events[2]["usage"] == {"prompt_tokens": 3, "completion_tokens": 3}
+
+
 @pytest.mark.parametrize("speculation", ["off", 16])
 def test_no_event_holds_half_a_character(speculation: object) -> None:
     """Every token of this model is one byte."""
@@ -110,7 +140,7 @@ def test_health_tells_the_model_and_how_busy_it_is() -> None:
         assert status == 200
         known = {"status": "ready", "model": "fake", "precision": "fp32", "provider": "fake", "rows": 1, "queue": 5}
         assert health.items() >= (known | {"rows_in_use": 0, "waiting": 0}).items()
-        answers = [server.later(prompt="abc", max_tokens=5, ignore_eos=True) for _ in range(2)]
+        answers = [server.later(prompt="abc", max_tokens=5, ignore_eos=True, speculation="off") for _ in range(2)]
         eventually(lambda: server.thread.live == 2)
         session.let(2)
         session.await_begun(3)

@@ -96,7 +96,9 @@ def test_a_request_that_breaks_the_engines_door_is_a_500(monkeypatch: pytest.Mon
     with serving(lambda: engine) as server:
         with monkeypatch.context() as patch:
             patch.setattr(engine, "add", broken)
-            assert server.generate(**LONG).status_code == 500
+            response = server.generate(**LONG)
+            assert (response.status_code, response.json()["error"]["type"]) == (500, "RuntimeError")
+            assert response.headers["connection"] == "close"
         assert server.generate(**LONG).status_code == 200
 
 
@@ -148,6 +150,14 @@ def test_a_half_sent_request_does_not_keep_the_server(monkeypatch: pytest.Monkey
             for _ in range(signals):
                 server.signal()
             server.await_end()
+
+
+def test_no_token_waits_for_the_last_ones_acknowledgement() -> None:
+    """Nagle's algorithm would hold it back, by 40 ms where the client delays acknowledgements."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def refused(server: Serving, reason: str) -> None:

@@ -28,9 +28,9 @@ LONG = {"prompt": "What does os.path.join do?", "max_tokens": 300, "ignore_eos":
 LOAD_FOREVER = """
 import runpy, runtime.engine
 load = runtime.engine.Engine.from_artifact
-def load_forever(path, config):
+def load_forever(path, config, **options):
     while True:
-        load(path, config)
+        load(path, config, **options)
 runtime.engine.Engine.from_artifact = load_forever
 runpy.run_module("service", run_name="__main__", alter_sys=True)
 """
@@ -94,7 +94,8 @@ def test_a_signal_amid_a_load(demo_artifact: Callable[[str], Path], stop: signal
         assert client.get("/health").json()["status"] == "loading"
         began = time.monotonic()
         server.send_signal(stop)
-        assert ended(server) == (0, ["stopped"])
+        code, lines = ended(server)
+        assert code == 0 and lines[-1] == "stopped" and not any("Traceback" in line for line in lines)
         assert time.monotonic() - began < JOIN_SECONDS
 
 
