@@ -63,10 +63,10 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
     tokens = _from(load.tokens, (own >= least).cumsum())
     widest = np.maximum(load.widest, _from(1, np.maximum.reduce(count, axis=1)))
     attended = _from(load.attended, (lengths[row] + 2 * own).cumsum())
-    seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent)
+    seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent, load.keys)
     if load.decoding < load.rows:  # what the prompts of this step cost in any case is not the trees' cost
         alone = load.without_prompts(least)
-        decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended)
+        decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(asked, np.add.reduce((mine & nodes.by_heads[:, None]).cumsum(axis=0) > 0, axis=1))
     host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)

@@ -14,15 +14,20 @@ class Load:
     widest: int  # nodes of the largest row
     attended: int  # sum over the rows of nodes * (committed length + nodes)
     silent: int  # tokens whose logits are not wanted
-    alone: int  # what is attended without the rows that prefill
+    keys: int  # sum of the rows' committed lengths
+    alone: tuple[int, int]  # attended and keys without the rows that prefill
 
     @classmethod
     def of(cls, batch: Batch, decoding: int) -> "Load":
         """A packed step in which so many rows decode."""
         tokens = len(batch.tokens)
-        attended = sum(n * (length + n) for n, length in zip(batch.count.tolist(), batch.length.tolist(), strict=True))
+        lengths = batch.length.tolist()
+        attended, keys = (
+            sum(n * (length + n) for n, length in zip(batch.count.tolist(), lengths, strict=True)),
+            sum(lengths),
+        )
         silent = max(0, tokens - len(batch.wanted))
-        return cls(len(batch.length), decoding, tokens, batch.ancestors.shape[1], attended, silent, attended)
+        return cls(len(lengths), decoding, tokens, batch.ancestors.shape[1], attended, silent, keys, (attended, keys))
 
     @classmethod
     def planned(cls, lengths: Sequence[int], prefill: Sequence[int], least: int) -> "Load":
@@ -32,11 +37,15 @@ class Load:
         """
         counts = [max(least, tokens) for tokens in prefill]
         attended = [n * (length + n) for n, length in zip(counts, lengths, strict=True)]
-        alone = sum(a for a, tokens in zip(attended, prefill, strict=True) if not tokens)
+        alone = (
+            sum(a for a, tokens in zip(attended, prefill, strict=True) if not tokens),
+            sum(length for length, tokens in zip(lengths, prefill, strict=True) if not tokens),
+        )
         silent = sum(max(0, tokens - 1) for tokens in prefill)
-        return cls(len(counts), prefill.count(0), sum(counts), max(counts), sum(attended), silent, alone)
+        return cls(len(counts), prefill.count(0), sum(counts), max(counts), sum(attended), silent, sum(lengths), alone)
 
     def without_prompts(self, least: int) -> "Load":
         """Of a planned step: the rows that decode."""
         n = self.decoding
-        return Load(n, n, n * least, least, self.alone, 0, self.alone)
+        attended, keys = self.alone
+        return Load(n, n, n * least, least, attended, 0, keys, self.alone)

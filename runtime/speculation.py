@@ -84,12 +84,12 @@ class Speculator:
         if prompt is None or usual is None or not decoding:
             return most
         share = decoding / usual.rows  # there may be more rows now than in the step that is the measure, or fewer
-        tokens, attended = usual.tokens * share, usual.attended * share
+        tokens, attended, keys = usual.tokens * share, usual.attended * share, usual.keys * share
         choices = _chunks(most)
-        alone = self.cost.decoder(decoding, tokens, usual.widest, attended)
+        alone = self.cost.decoder(decoding, tokens, usual.widest, attended, 0, keys)
         beside = self.cost.decoder(
             decoding + 1, tokens + choices, np.maximum(choices, usual.widest),
-            attended + choices * (prompt.length + choices), choices - 1,
+            attended + choices * (prompt.length + choices), choices - 1, keys + prompt.length,
         )  # fmt: skip
         fitting = int(np.count_nonzero(beside <= slowdown * alone))
         return int(choices[max(0, fitting - 1)])
@@ -103,9 +103,9 @@ class Speculator:
         if load.decoding == load.rows:
             self._usual = load
         what = load.rows, load.tokens, load.widest, load.attended, load.silent
-        error = abs(seconds / float(self.cost.decoder(*what)) - 1.0)
+        error = abs(seconds / float(self.cost.decoder(*what, load.keys)) - 1.0)
         self.decisions.cost_error += RECENT * (error - self.decisions.cost_error)
-        self.cost.observe_decoder(*what, seconds)
+        self.cost.observe_decoder(*what, seconds, load.keys)
 
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""

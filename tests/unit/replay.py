@@ -66,7 +66,8 @@ class ReplaySession:
 
     def run(self, batch: Batch) -> Result:
         load = Load.of(batch, 0)
-        self._clock.now += self._cost.decoder(load.rows, load.tokens, load.widest, load.attended, load.silent)
+        what = load.rows, load.tokens, load.widest, load.attended, load.silent, load.keys
+        self._clock.now += self._cost.decoder(*what)
         row = np.repeat(np.arange(len(batch.count)), batch.count)
         start = np.cumsum(batch.count) - batch.count
         fresh = batch.length == 0

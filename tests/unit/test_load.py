@@ -157,6 +157,9 @@ def test_ratios_compare_runs_of_the_same_repeat() -> None:
     assert auto.tokens_per_second.median == pytest.approx((200 / 2.5 + 200 / 4) / 2)
     assert (engine.of_best, engine.of_off, engine.of_engine) == (None, None, None), "nothing fixed ran in the engine"
     assert (alone.of_best, alone.of_off, alone.of_engine) == (None, None, None), "nor with eight clients"
+    _, four, auto, _, _ = compare([replace(r, seconds=r.seconds / 4) if r.setting == auto.setting else r for r in runs])
+    assert auto.of_best is not None and (auto.of_best.low, auto.of_best.high) == (3.2, 4.0)
+    assert four.of_best is None, "auto is none of the fixed ones, however fast"
 
 
 def test_in_an_open_loop_settings_are_compared_by_how_fast_answers_come() -> None:

@@ -2,11 +2,14 @@
 
 import argparse
 import ast
+import contextlib
 import importlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +108,14 @@ def status(one: Process) -> str:
     return str(psutil.Process(one._process.pid).status())
 
 
+def await_end(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "it goes on"
+            time.sleep(0.01)
+
+
 def test_an_engine_answers_whatever_its_libraries_print(start: Callable[..., Process]) -> None:
     reply = start().ask(run_message(), 30)
     assert reply["tokens"] == [[0, 1, 2], [10, 11, 12]]
@@ -150,8 +161,21 @@ def test_an_engine_that_hangs_or_takes_all_memory_is_ended(
 def test_what_an_engine_started_ends_with_it(start: Callable[..., Process], tmp_path: Path) -> None:
     with pytest.raises(Died, match="no answer"):
         start().ask(run_message("child"), 1)
-    child = int((tmp_path / "0.log").read_text().split()[-1])
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    await_end(int((tmp_path / "0.log").read_text().split()[-1]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there a stopped process outlives its driver")
+def test_a_killed_driver_leaves_nobody_behind(fake_host: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from runtime.bench.peers.process import Died, Process\n"
+        "one = Process('x', [sys.executable, '-P', sys.argv[1], 'fake'], 1, Path(sys.argv[2]))\n"
+        "one.ask({'do': 'prepare', 'checkpoint': '', 'out': sys.argv[3], 'precision': 'fp32'}, 30)\n"
+        "one.pause(); print(one._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", program, str(fake_host), str(tmp_path / "log"), str(tmp_path)]
+    driver = subprocess.run(command, cwd=PEERS.parents[2], capture_output=True, text=True)
+    assert driver.returncode == -signal.SIGKILL
+    await_end(int(driver.stdout))
 
 
 def test_a_paused_engine_stands_still(start: Callable[..., Process]) -> None:

@@ -42,7 +42,7 @@ def main() -> None:
     cost = CostModel([1, ROWS], points, [line, line], [0.0] * len(points), [3e-4, 4e-4])
     prices = Prices(cost, 2, 3e-4, 5e-4, 2000.0)
     lengths = np.full(ROWS, 200)
-    load = Load(ROWS, ROWS, 2 * ROWS, 2, 2 * ROWS * 202, 0, 2 * ROWS * 202)
+    load = Load(ROWS, ROWS, 2 * ROWS, 2, 2 * ROWS * 202, 0, 200 * ROWS, (2 * ROWS * 202, 200 * ROWS))
 
     def candidates() -> Candidates:
         found = Candidates(universe, acceptance, roots)

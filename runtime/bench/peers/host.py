@@ -13,9 +13,11 @@ A run starts all of its prompts together. `steps` says, for each step that gave 
 and how many tokens each row got; what of that counts as decoding is for the driver to say, for all engines alike.
 """
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 Step = Callable[[list[list[int]]], None]  # told each row's new tokens
 
 
@@ -72,9 +75,9 @@ def serve(make: Callable[[], Engine]) -> None:
     """Answers requests until standard input ends. What libraries print, from now on, goes to standard error."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    badness = Path("/proc/self/oom_score_adj")
-    if badness.exists():
-        badness.write_text("1000")  # where memory runs out, this process is the one to go
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed driver leaves nobody stopped behind
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this process is the one to go
     engine = make()
     for line in sys.stdin:
         try:

@@ -1,6 +1,8 @@
 """optimum's ORTModelForCausalLM: its own export, and transformers' `generate`; int8 is its dynamic quantization."""
 
 import importlib.metadata
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,18 @@ from optimum.onnxruntime import AutoQuantizationConfig, ORTModelForCausalLM, ORT
 
 from .pytorch import generate
 
+EXPORT = """import sys
+from optimum.onnxruntime import ORTModelForCausalLM
+ORTModelForCausalLM.from_pretrained(sys.argv[1], export=True).save_pretrained(sys.argv[2])
+"""
 Step = Callable[[list[list[int]]], None]
 
 
 class Engine:
     def prepare(self, checkpoint: str, out: str, precision: str) -> None:
-        model = ORTModelForCausalLM.from_pretrained(checkpoint, export=True)
-        model.save_pretrained(out)
+        # in a process of its own: its exporter keeps the model in memory several times over
+        subprocess.run([sys.executable, "-c", EXPORT, checkpoint, out], check=True)
         if precision == "int8":
-            del model
             config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
             ORTQuantizer.from_pretrained(out, file_name="model.onnx").quantize(
                 config, out, use_external_data_format=True
