@@ -27,6 +27,7 @@ from runtime.stats import Decisions
 from runtime.tree import Tree, Universe, lone
 
 DECIDE_EVERY = 8  # steps between decisions on the heads
+BUDGET_EVERY = 4  # steps between budgets; those between take nodes of the same chance and above
 LEARN_EVERY = 3  # steps, one of which is learnt from once a sequence is known
 REMEMBER_EVERY = 2  # steps between drafts that are remembered for these
 LEAST_CHANCE = 0.01  # to be accepted; nodes below it are left out of what pays
@@ -57,6 +58,8 @@ class Speculator:
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust = np.ones(0, np.float32)  # [rows]
         self._forest: Forest | None = None
+        # of the last budget: rows, rows that decode and those asked; the chance from which on nodes were taken
+        self._least_chance: tuple[tuple[int, int, int], float] = ((0, 0, 0), 0.0)
         # chances of a draft that nobody has seen: what the heads' accuracies say, later what others' drafts said
         self._typical = np.zeros(REMEMBERED)
         a_priori = np.sort(self._universe.chance[1:])[::-1][:REMEMBERED]
@@ -219,6 +222,9 @@ class Speculator:
     def _budget(self, fixed: np.ndarray, nodes: Nodes, lengths: np.ndarray, load: Load, asked: int) -> np.ndarray:
         """Which of the candidates are drafted, bool [nodes]: of `fixed` rows [rows] all, of the others the best."""
         keep: np.ndarray = fixed[nodes.row]
+        same = (load.rows, load.decoding, asked)
+        if same == self._least_chance[0] and self._age % BUDGET_EVERY and load.decoding == load.rows:
+            return keep | (nodes.chance >= self._least_chance[1])
         if keep.any():
             load = with_trees(load, nodes.row[keep], lengths, self._least)
         free = np.flatnonzero(~keep)
@@ -226,6 +232,9 @@ class Speculator:
         others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run
         choice = best(others, lengths, load, self._prices(load.decoding), asked, gained)
         keep[free[: choice.nodes]] = True
+        last = float(others.chance[choice.nodes - 1]) if choice.nodes else np.inf
+        next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
+        self._least_chance = same, max((last + next_one) / 2, next_one)
         tokens, seconds = self._pace.get(load.decoding, (0.0, 0.0))
         self._pace[load.decoding] = tokens * (1 - RECENT) + choice.tokens, seconds * (1 - RECENT) + choice.seconds
         return keep
