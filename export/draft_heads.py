@@ -15,7 +15,7 @@ import numpy as np
 from export.config import ModelConfig
 from export.emitter import FLOAT, INT64, MICROSOFT, Emitter
 from export.heads import MedusaHeads
-from export.linear import linear
+from export.linear import linear, linear_each
 
 
 def build_heads(
@@ -35,19 +35,17 @@ def build_heads(
         weight, bias = (np.concatenate([block[0][part] for block in blocks]) for part in (0, 1))
         inner = linear(emitter, hidden, "heads.0", weight, bias, precision)
         gated = emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)
-        every = []
-        parts = emitter.nodes("Split", gated, names=[""] * heads.count, axis=-1, num_outputs=heads.count)
-        for h, first in enumerate(parts):
-            emitter.scope = f"head_{h}/"
-            x = emit("Add", hidden, first)
-            for layer, (weight, bias) in enumerate(blocks[h][1:], 1):
-                inner = linear(emitter, x, f"head_{h}.{layer}", weight, bias, precision)
-                x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
-            own = heads.lm(h)
-            logits = linear(emitter, x, f"head_{h}.lm", lm_head() if own is None else own, None, precision)
-            every.append(emit("Unsqueeze", logits, const([1])))
-        emitter.scope = ""
-        logits = emit("Concat", *every, axis=1)  # [rows, heads, vocab]
+        each = emit("Reshape", gated, const([0, heads.count, config.hidden]))
+        x = emit("Add", each, emit("Unsqueeze", hidden, const([1])))  # [rows, heads, hidden]
+        for layer in range(1, len(blocks[0])):
+            weights, biases = zip(*(block[layer] for block in blocks), strict=True)
+            inner = linear_each(emitter, x, [f"head_{h}.{layer}" for h in range(heads.count)], weights, precision)
+            inner = emit("Add", inner, emitter.weight(f"heads.{layer}.bias", np.stack(biases)))
+            x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
+        own = (heads.lm(h) for h in range(heads.count))
+        vocabulary = (lm_head() if weight is None else weight for weight in own)
+        names = [f"head_{h}.lm" for h in range(heads.count)]
+        logits = linear_each(emitter, x, names, vocabulary, precision)  # [rows, heads, vocab]
         logprobs = emit("LogSoftmax", logits, axis=-1)
         emitter.nodes("TopK", logprobs, const([top_k]), names=("logprobs", "tokens"), axis=-1)
         emitter.output("tokens", INT64, ["rows", heads.count, top_k])

@@ -4,6 +4,8 @@ fp32: MatMul. int8: W8A8 per token and output channel. int4: MatMulNBits. Operat
 docs/decisions/0002-linear-layers.md.
 """
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from export import quantize
@@ -16,34 +18,60 @@ INT4_ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per 
 def linear(
     emitter: Emitter, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None, precision: str, result: str = ""
 ) -> str:
-    """x [tokens, in], weight [out, in] float32 -> [tokens, out], named `result` if that is given."""
+    """x [..., in], weight [out, in] float32 -> [..., out], named `result` if that is given."""
     product = "" if bias is not None else result
-    if precision == "fp32":
-        y = emitter.node("MatMul", x, emitter.weight(name, weight.T), name=product)
-    elif precision == "int8":
-        y = _int8(emitter, x, name, weight, product)
+    if precision == "int8":
+        quantized, scale = _quantized(emitter, x)
+        y = emitter.node("Mul", _int8(emitter, quantized, name, weight), scale, name=product)
     else:
-        packed, scale = quantize.int4(weight, INT4_BLOCK)
-        y = emitter.node(
-            "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=product,
-            domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK,
-            accuracy_level=INT4_ACCURACY,
-        )  # fmt: skip
+        y = _float(emitter, x, name, weight, precision, product)
     return y if bias is None else emitter.node("Add", y, emitter.weight(f"{name}.bias", bias), name=result)
 
 
-def _int8(emitter: Emitter, x: str, name: str, weight: np.ndarray, result: str) -> str:
-    """u8 activations (zero point 128) by s8 weights: the pair that reaches the AMX and VNNI kernels.
+def linear_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable[np.ndarray], precision: str) -> str:
+    """x [tokens, layers, in], each layer's name and weight [out, in] -> [tokens, layers, out]: its own part of x each.
+
+    One quantization for all of them: the operators around small products cost as much as these.
+    """
+    scale = ""
+    if precision == "int8":
+        x, scale = _quantized(emitter, x)
+    parts = emitter.nodes("Split", x, names=[""] * len(names), axis=1, num_outputs=len(names))
+    products = [
+        _int8(emitter, part, name, weight) if scale else _float(emitter, part, name, weight, precision, "")
+        for part, name, weight in zip(parts, names, weights, strict=True)
+    ]
+    y = emitter.node("Concat", *products, axis=1)
+    return emitter.node("Mul", y, scale) if scale else y
+
+
+def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: str, result: str) -> str:
+    if precision == "fp32":
+        return emitter.node("MatMul", x, emitter.weight(name, weight.T), name=result)
+    packed, scale = quantize.int4(weight, INT4_BLOCK)
+    return emitter.node(
+        "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=result,
+        domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK,
+        accuracy_level=INT4_ACCURACY,
+    )  # fmt: skip
+
+
+def _quantized(emitter: Emitter, x: str) -> tuple[str, str]:
+    """x [..., in] as u8 with zero point 128, and its scale [..., 1].
 
     A token that is all zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
     """
-    levels, scale = quantize.int8(weight)
     zero, one = emitter.constant(128, np.uint8), emitter.constant(1, np.float32)
     largest = emitter.node("ReduceMax", emitter.node("Abs", x), emitter.constant([-1]), keepdims=1)
-    token_scale = emitter.node("Mul", largest, emitter.constant(1 / 127, np.float32))
-    quantized = emitter.node("QuantizeLinear", emitter.node("Div", x, token_scale), one, zero)
+    scale = emitter.node("Mul", largest, emitter.constant(1 / 127, np.float32))
+    return emitter.node("QuantizeLinear", emitter.node("Div", x, scale), one, zero), scale
+
+
+def _int8(emitter: Emitter, quantized: str, name: str, weight: np.ndarray) -> str:
+    """u8 activations by s8 weights, the pair that reaches the AMX and VNNI kernels; without the tokens' scales."""
+    levels, scale = quantize.int8(weight)
+    zero, one = emitter.constant(128, np.uint8), emitter.constant(1, np.float32)
     weight_scale = emitter.weight(f"{name}.scale", scale)
-    product = emitter.node(
+    return emitter.node(
         "MatMulIntegerToFloat", quantized, emitter.weight(name, levels), one, weight_scale, zero, domain=MICROSOFT
     )
-    return emitter.node("Mul", product, token_scale, name=result)

@@ -102,8 +102,11 @@ class CostModel:
         silent: int,
         seconds: float,
         keys: float | None = None,
-    ) -> None:
-        """Learns from a decoder run that took so many seconds; the other arguments are those of `decoder`."""
+    ) -> float:
+        """Learns from a decoder run that took so many seconds; the other arguments are those of `decoder`.
+
+        Returns the seconds that were predicted.
+        """
         cells = [
             (self._body[r], t, r_share * t_share)
             for r, r_share in _between(self._rows, rows)
@@ -114,12 +117,14 @@ class CostModel:
             keys = _alike(rows, tokens, attended)
         logits = sum(self._vocabulary[t] * share for t, share in _between(self._tokens, tokens - silent))
         predicted = body + max(logits, 0.0) + attended * self.pair + widest * rows * self.slot + keys * self.key
-        surprise = _surprise(predicted * self.factor, seconds)
+        said = predicted * self.factor
+        surprise = _surprise(said, seconds)
         error = _cut(surprise, SLOW_LIMIT)
         self._usual += SLOW * (error - self._usual)
         _shift(cells, SLOW * (error - self._usual) * body * body / predicted, LEAST)
         self.factor *= math.exp(FAST * _cut(surprise, FAST_LIMIT))
         self._body_lines.clear()
+        return said
 
     def observe_heads(self, rows: int, seconds: float) -> None:
         """Learns from a run of the heads. The factor follows the decoder alone: every step runs it."""

@@ -233,7 +233,7 @@ class Engine:
         draft = self.session.heads(rows)
         seconds = self._clock() - began
         self._in_session += seconds
-        self._speculator.cost.observe_heads(len(rows), seconds)
+        self._speculator.asked(len(rows), seconds)
         return draft
 
     def _prefilled(self, s: Sequence, n: int, result: Result, at: int) -> Output | None:

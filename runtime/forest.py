@@ -5,10 +5,10 @@ found by prompt lookup, which shares the nodes of its tokens with the universe a
 log-probability that verification comes to it; it never exceeds its parent's, so the best slots of a row are a tree.
 
 Dimension words: [rows] sequences that draft, [drafted] those of them with heads' drafts, [slots], [chosen] slots that
-become nodes, [nodes] nodes of the widest tree.
+become nodes, roots included, [nodes] nodes of the widest tree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,57 +19,84 @@ from runtime.tree import DEPTH_COST, Tree, Universe
 
 LOOKUP = 16  # tokens of a continuation at most
 NEVER = -1e30  # below every value of a slot that is there
+ABSENT = -1e37  # log-probability of a rank that no head proposed, and value of a slot that is not there
 
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """One step's trees, and what is known of their nodes: row after row, roots included."""
+    """One step's trees: row after row in the arrays, roots included."""
 
     trees: list[Tree]  # [rows]
     start: np.ndarray  # int64 [rows + 1], where each tree's nodes begin below
     parent: np.ndarray  # int64 [chosen], the parent's place in these arrays; a root is its own
-    cells: np.ndarray  # int64 [chosen], of the acceptance that a node's chance is from
-    chance: np.ndarray  # float32 [chosen], logarithm of the chance to be right once its parent is
-    value: np.ndarray  # float32 [chosen], logarithm of the chance to be accepted; 0 for a root
+    places: np.ndarray  # int64 [chosen], slots as `Candidates` counts them, through all rows
+    sources: np.ndarray  # int64 [chosen], likewise
     continued: bool  # whether there are nodes by prompt lookup
 
 
-class Candidates:
-    """The slots of some rows, from which a step's nodes are chosen.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was known of a forest's nodes. A root has no cell and no chance, and the value 1."""
 
-    What is known of a slot's last step lies in its *source*: a column for each rank of the heads, which several paths
+    cells: np.ndarray  # int64 [chosen], of the acceptance that a node's chance is from
+    chance: np.ndarray  # float32 [chosen], to be right once the parent is
+    value: np.ndarray  # float32 [chosen], to be accepted
+
+
+class Candidates:
+    """The slots of a step's rows, from which its nodes are chosen. A step begins with `begin`; the arrays stay.
+
+    What is known of a slot's last token lies in its *source*: a column for each rank of the heads, which several paths
     share, one for each token of the continuation, and one for the root.
     """
 
-    def __init__(self, universe: Universe, acceptance: Acceptance, roots: Sequence[int]) -> None:
+    def __init__(self, universe: Universe, acceptance: Acceptance) -> None:
         self._universe, self._acceptance = universe, acceptance
-        rows, self._paths, self._ranks = len(roots), len(universe.paths), universe.ranks
+        self._paths, self._ranks = len(universe.paths), universe.ranks
         slots, sources = self._paths + LOOKUP, self._ranks + LOOKUP + 1
-        self.value = np.full((rows, slots), -np.inf, np.float32)
-        self.value[:, 0] = 0.0
-        self._continued = False
-        # [slots], and [rows, slots] once there are continuations
-        self._parent = np.concatenate([universe.parent, np.zeros(LOOKUP, np.int64)])
-        own = np.arange(self._ranks, sources - 1)
-        self._source = np.concatenate([[sources - 1], universe.last, own])
-        self._token = np.empty((rows, sources), np.int64)
-        self._token[:, -1] = roots
-        self._chance = np.zeros((rows, sources), np.float32)  # log-probability to be right once the parent is
-        self._cell = np.zeros((rows, sources), np.int64)
+        self._slots, self._sources = slots, sources
+        none, own = np.zeros(LOOKUP, np.int64), np.arange(self._ranks, sources - 1)
+        self._usual_parent = np.concatenate([universe.parent, none])  # [slots]
+        self._usual_parent[0] = 0
+        self._usual_source = np.concatenate([[sources - 1], universe.last, own])
+        self._depth = np.concatenate([universe.depth, none])
+        # A slot's value is the sum of its path's log-probabilities, less a little for each. The root's column holds 1.
+        self._sums = np.zeros((sources, slots), np.float32)
+        self._sums[: self._ranks, : self._paths] = universe.incidence
+        self._sums[-1, : self._paths] = -DEPTH_COST * universe.depth
+        self._sums[-1, self._paths :] = ABSENT
+        self._reserve(1)
 
-    def add_draft(self, rows: Sequence[int], draft: Draft, trust: np.ndarray) -> None:
-        """What the heads say of `rows` [drafted]; `trust` [drafted] scales how often they are right."""
+    def begin(self, roots: Items[int], asked: Items[int], draft: Draft | None, trust: np.ndarray | None) -> None:
+        """The next step: rows with these root tokens, and what the heads say of those `asked` [drafted].
+
+        `trust` [drafted] scales how often they are right; None stands for 1.
+        """
+        rows, ranks = len(roots), self._ranks
+        if rows > len(self._token_of):
+            self._reserve(rows)
+        self._rows, self._continued = rows, False
+        self._parent, self._source = self._usual_parent, self._usual_source
+        self._token, self._chance = self._token_of[:rows], self._chance_of[:rows]
+        self._cell, self._value = self._cell_of[:rows], self._value_of[:rows]
+        self._token[:, -1] = roots
+        if draft is None:
+            self._value[:] = ABSENT
+            self._value[:, 0] = 0.0
+            return
         chance, cells = self._acceptance.heads(draft.logprobs)  # [drafted, heads, top_k]
-        chance += np.log(trust, dtype=np.float32)[:, None, None]
-        np.minimum(chance, 0.0, out=chance)
-        shape = (len(rows), self._ranks)
-        chance = chance.reshape(shape)
-        every = len(rows) == len(self.value)
-        index: slice | np.ndarray = slice(None) if every else np.asarray(rows)
-        self.value[index, : self._paths] = self._universe.sum(chance)
-        self._chance[index, : self._ranks] = chance
-        self._cell[index, : self._ranks] = cells.reshape(shape)
-        self._token[index, : self._ranks] = draft.tokens.reshape(shape)
+        if trust is not None:
+            chance += np.log(trust, dtype=np.float32)[:, None, None]
+            np.minimum(chance, 0.0, out=chance)
+        index: slice | np.ndarray = slice(None)
+        if len(asked) < rows:
+            self._chance[:, :ranks] = ABSENT
+            index = np.asarray(asked)
+        shape = (len(asked), ranks)
+        self._chance[index, :ranks] = chance.reshape(shape)
+        self._cell[index, :ranks] = cells.reshape(shape)
+        self._token[index, :ranks] = draft.tokens.reshape(shape)
+        np.dot(self._chance, self._sums, out=self._value)
 
     def add_continuation(self, row: int, matched: int, tokens: list[int], ranks: np.ndarray | None) -> None:
         """What prompt lookup found for a row, at most LOOKUP `tokens` after `matched` equal ones.
@@ -78,8 +105,8 @@ class Candidates:
         """
         if not self._continued:
             self._continued = True
-            self._parent = np.tile(self._parent, (len(self.value), 1))
-            self._source = np.tile(self._source, (len(self.value), 1))
+            self._parent = np.tile(self._parent, (self._rows, 1))
+            self._source = np.tile(self._source, (self._rows, 1))
         chances, cells = self._acceptance.lookup(matched, len(tokens))
         columns = slice(self._ranks, self._ranks + len(tokens))
         self._token[row, columns], self._chance[row, columns], self._cell[row, columns] = tokens, chances, cells
@@ -92,65 +119,85 @@ class Candidates:
             if slot is None:
                 slot = self._paths + i
                 self._parent[row, slot] = at
-            elif self.value[row, slot] >= value:  # the heads are surer of it
-                value, at = float(self.value[row, slot]), slot
+            elif self._value[row, slot] >= value:  # the heads are surer of it
+                value, at = float(self._value[row, slot]), slot
                 continue
-            self.value[row, slot], self._source[row, slot], at = value, self._ranks + i, slot
+            self._value[row, slot], self._source[row, slot], at = value, self._ranks + i, slot
 
-    def ranked(self, most: Sequence[int], least: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The best slots of each row, `most` [rows] of them, roots left out: row, slot and value, each [chosen].
+    def best(self, most: Items[int], least: np.ndarray | float) -> np.ndarray:
+        """Places [chosen], ascending, of the best slots of each row: `most` [rows] of them, the root included.
 
-        Slots whose value is below the row's `least` are left out too. Best first over all rows: any beginning of it is
-        a tree in every row.
+        Slots whose value is below `least`, of each row [rows] or of all, are left out. What is taken is a forest.
         """
-        limit = np.asarray(most)
-        width = self.value.shape[1]
-        ordered = self.value.copy()
+        ordered = self._value.copy()
         ordered.sort(axis=1)
-        last = ordered[np.arange(len(limit)), np.maximum(width - 1 - limit, 0)]
-        taken = self.value >= np.maximum(last, least)[:, None]
-        taken[:, 0] = False
-        row, slot = np.nonzero(taken)
-        value = self.value[row, slot]
-        order = (-value).argsort(kind="stable")
-        row, slot, value = row[order], slot[order], value[order]
-        if (np.bincount(row, minlength=len(limit)) > limit).any():  # a tie at the end of a row
-            within = np.cumsum(row[:, None] == np.arange(len(limit)), axis=0)[np.arange(len(row)), row] <= limit[row]
-            row, slot, value = row[within], slot[within], value[within]
-        return row, slot, value
+        limit = np.array(most)
+        last = ordered.ravel().take(self._edges[1 : self._rows + 1] - np.minimum(limit, self._slots))
+        places: np.ndarray = (self._value >= np.maximum(last, least)[:, None]).ravel().nonzero()[0]
+        if len(places) > limit.sum() and (np.bincount(places // self._slots) > limit).any():  # ties at a row's end
+            row, slot, _ = self.ranked(places)
+            within = np.cumsum(row[:, None] == np.arange(self._rows), axis=0)[np.arange(len(row)), row] < limit[row]
+            places = self.places(row[within], slot[within])
+        return places
 
-    def build(self, row: np.ndarray, slot: np.ndarray) -> Forest:
-        """The trees of chosen slots (row [chosen], slot [chosen]), which hold every chosen slot's parent."""
-        rows, width = self.value.shape
-        flat = np.concatenate([np.arange(rows) * width, row * width + slot])
-        flat.sort()  # row by row, each in depth-first order, continuations last
-        start = flat.searchsorted(np.arange(rows + 1) * width)
-        row = flat // width
-        place = np.empty(rows * width, np.int64)
-        place[flat] = np.arange(len(flat))
+    def ranked(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row, slot and value of the slots that are no roots, best first over all rows: any beginning is a forest."""
+        value = self._value.ravel().take(places)
+        order = (-value).argsort(kind="stable")[self._rows :]  # roots come first
+        row, slot = np.divmod(places.take(order), self._slots)
+        return row, slot, value.take(order)
+
+    def places(self, row: np.ndarray, slot: np.ndarray) -> np.ndarray:
+        """Places, ascending, of these slots and of all roots."""
+        places = np.concatenate([self._edges[: self._rows], row * self._slots + slot])
+        places.sort()
+        return places
+
+    def build(self, places: np.ndarray) -> Forest:
+        """The trees of chosen slots, which hold every chosen slot's parent: depth-first, continuations last."""
+        row, slot = np.divmod(places, self._slots)
+        start = places.searchsorted(self._edges[: self._rows + 1])
+        number = self._number_of
+        number[places] = np.arange(len(places))
+        known = places if self._continued else slot
+        parent = number.take(places - slot + self._parent.ravel().take(known))
         bounds = start.tolist()
         nodes = max(end - first for first, end in zip(bounds, bounds[1:], strict=False))
-        begin, slot = start[row], flat - row * width
-        own = np.arange(len(flat)) - begin  # a node's number in its tree
-        up, source = (known[row, slot] if self._continued else known[slot] for known in (self._parent, self._source))
-        up[start[:-1]] = 0
-        parent = place[row * width + up]
+        begin = start.take(row)
+        local = parent - begin
         if self._continued:
-            above = _ancestors(parent - begin, own, row, nodes)
+            own = np.arange(len(places)) - begin  # a node's number in its tree
+            above = _ancestors(local, own, row, nodes)
             depth = above[row, own].sum(axis=1) - 1
         else:
-            paths = np.zeros((rows, nodes), np.int64)
-            paths[row, own] = slot
+            paths = slot
+            if len(places) < self._rows * nodes:
+                paths = np.zeros((self._rows, nodes), np.int64)
+                paths[row, np.arange(len(places)) - begin] = slot
+            paths = paths.reshape(self._rows, nodes)
             above = self._universe.ancestors[paths[:, :, None], paths[:, None, :]]
-            depth = self._universe.depth[slot]
-        source += row * self._token.shape[1]
-        tokens, local = self._token.ravel()[source].tolist(), (parent - begin).tolist()
+            depth = self._depth.take(slot)
+        sources = row * self._sources + self._source.ravel().take(known)
+        tokens, parents = self._token.ravel().take(sources).tolist(), local.tolist()
         trees = []
         for i, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
             n = end - first
-            trees.append(Tree(tokens[first:end], [-1, *local[first + 1 : end]], depth[first:end], above[i, :n, :n]))
-        chance, cells = self._chance.ravel()[source], self._cell.ravel()[source]
-        return Forest(trees, start, parent, cells, chance, self.value.ravel()[flat], self._continued)
+            trees.append(Tree(tokens[first:end], [-1, *parents[first + 1 : end]], depth[first:end], above[i, :n, :n]))
+        return Forest(trees, start, parent, places, sources, self._continued)
+
+    def known(self, forest: Forest) -> Known:
+        """Of a forest of this step."""
+        chance, value = self._chance.ravel().take(forest.sources), self._value.ravel().take(forest.places)
+        return Known(self._cell.ravel().take(forest.sources), np.exp(chance), np.exp(value))
+
+    def _reserve(self, rows: int) -> None:
+        self._token_of = np.empty((rows, self._sources), np.int64)
+        self._cell_of = np.zeros((rows, self._sources), np.int64)
+        self._chance_of = np.zeros((rows, self._sources), np.float32)  # log-probability to be right once the parent is
+        self._chance_of[:, -1] = 1.0
+        self._value_of = np.empty((rows, self._slots), np.float32)  # log-probability to be accepted
+        self._number_of = np.empty(rows * self._slots, np.int64)
+        self._edges = np.arange(rows + 1) * self._slots  # where each row's places begin
 
 
 def _ancestors(parent: np.ndarray, place: np.ndarray, row: np.ndarray, nodes: int) -> np.ndarray:

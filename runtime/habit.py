@@ -28,7 +28,9 @@ class Habit:
 
     @property
     def trust(self) -> float:
-        """Factor on the chances of its drafts; what may be luck counts for nothing."""
+        """Factor on the chances of its drafts; what may be luck counts for nothing. A fixed tree needs none."""
+        if self.fixed:
+            return 1.0
         luck = math.sqrt(self.expected)
         surprise = self.right - self.expected
         surprise -= min(max(surprise, -luck), luck)
@@ -45,7 +47,8 @@ class Habit:
 
     @property
     def young(self) -> bool:
-        return self.expected < TRUST_PRIOR
+        """Whether too little is known for its trust."""
+        return not self.fixed and self.expected < TRUST_PRIOR
 
     def remember(self, values: np.ndarray) -> None:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""

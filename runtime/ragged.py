@@ -17,6 +17,7 @@ from runtime.manifest import STEP_INPUTS, Manifest
 from runtime.session import Batch, Draft, Result
 
 PROVIDER = "CPUExecutionProvider"
+STEP_OUTPUTS = ("logits", "hidden", "argmax")
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3.13 on by name
 
 
@@ -39,29 +40,33 @@ class RaggedSession:
         self._logits = np.empty((0, m.vocab), np.float32)
         self._hidden = np.empty((0, m.hidden), np.float32)
         self._argmax = np.empty(0, np.int64)
-        self._bindings: dict[int, ort.IOBinding] = {}  # by the number of rows in use
+        # Binding an array takes longer than a small operator: what can be is kept, by the number of ...
+        self._bindings: dict[int, ort.IOBinding] = {}  # rows in use
+        self._outputs: dict[int, tuple[list[ort.OrtValue], Result]] = {}  # nodes whose logits are wanted
+        self._drafts: dict[int, tuple[ort.IOBinding, Draft]] = {}  # rows asked
 
     def run(self, batch: Batch) -> Result:
         rows, wanted = len(batch.length), len(batch.wanted)
         if (binding := self._bindings.get(rows)) is None:
             binding = self._bindings[rows] = self._bind_cache(rows)
-        if wanted > len(self._argmax):
-            self._logits = np.empty((wanted, self.manifest.vocab), np.float32)
-            self._hidden = np.empty((wanted, self.manifest.hidden), np.float32)
-            self._argmax = np.empty(wanted, np.int64)
+        if (kept := self._outputs.get(wanted)) is None:
+            kept = self._outputs[wanted] = self._place_outputs(wanted)
         for name in STEP_INPUTS:
             binding.bind_cpu_input(name, getattr(batch, name))
-        for name, buffer in (("logits", self._logits), ("hidden", self._hidden), ("argmax", self._argmax)):
-            shape = (wanted, *buffer.shape[1:])
-            binding.bind_output(name, "cpu", 0, buffer.dtype, shape, buffer.ctypes.data)
+        for name, value in zip(STEP_OUTPUTS, kept[0], strict=True):
+            binding.bind_ortvalue_output(name, value)
         self._decoder.run_with_iobinding(binding)
-        return Result(self._argmax[:wanted], self._logits[:wanted])
+        return kept[1]
 
     def heads(self, rows: list[int]) -> Draft:
         if self._heads is None:
             raise ArtifactError(f"artifact {self.manifest.name} has no heads: export it again with --heads")
-        tokens, logprobs = self._heads.run(["tokens", "logprobs"], {"hidden": self._state[rows]})
-        return Draft(tokens, logprobs)
+        if (kept := self._drafts.get(len(rows))) is None:
+            kept = self._drafts[len(rows)] = self._place_draft(self._heads, len(rows))
+        binding, draft = kept
+        binding.bind_cpu_input("hidden", self._state[rows])
+        self._heads.run_with_iobinding(binding)
+        return draft
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         if path[-1] != len(path) - 1:  # some accepted node does not lie in its place
@@ -83,6 +88,24 @@ class RaggedSession:
             first, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE
             if end > first:
                 self._memory.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+    def _place_outputs(self, wanted: int) -> tuple[list[ort.OrtValue], Result]:
+        """The first places of the output buffers, which grow where they are too small."""
+        m = self.manifest
+        if wanted > len(self._argmax):
+            size = max(wanted, 2 * len(self._argmax))
+            self._logits, self._hidden = np.empty((size, m.vocab), np.float32), np.empty((size, m.hidden), np.float32)
+            self._argmax = np.empty(size, np.int64)
+            self._outputs.clear()
+        logits, hidden, argmax = self._logits[:wanted], self._hidden[:wanted], self._argmax[:wanted]
+        return [ort.OrtValue.ortvalue_from_numpy(part) for part in (logits, hidden, argmax)], Result(argmax, logits)
+
+    def _place_draft(self, heads: ort.InferenceSession, rows: int) -> tuple[ort.IOBinding, Draft]:
+        shape, binding = (rows, self.manifest.medusa_heads, self.manifest.draft_top_k), heads.io_binding()
+        draft = Draft(np.empty(shape, np.int64), np.empty(shape, np.float32))
+        for name, part in (("tokens", draft.tokens), ("logprobs", draft.logprobs)):
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(part))
+        return binding, draft
 
     def _bind_cache(self, rows: int) -> ort.IOBinding:
         """Rows 0 .. rows-1 of every layer's keys and values, as input and as output."""

@@ -37,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What the heads propose for each row asked for, best first."""
+    """What the heads propose for each row asked for, best first: its own arrays, valid until they run again."""
 
     tokens: np.ndarray  # int64 [rows, heads, top_k]
     logprobs: np.ndarray  # float32 [rows, heads, top_k]

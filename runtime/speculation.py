@@ -8,6 +8,7 @@ the others share what pays beside it.
 Dimension words: [rows] sequences that may draft, [nodes] candidates, best first over all rows.
 """
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import cache
@@ -30,8 +31,9 @@ DECIDE_EVERY = 8  # steps between decisions on the heads
 BUDGET_EVERY = 4  # steps between budgets; those between take nodes of the same chance and above
 LEARN_EVERY = 3  # steps, one of which is learnt from once a sequence is known
 REMEMBER_EVERY = 2  # steps between drafts that are remembered for these
-LEAST_CHANCE = 0.01  # to be accepted; nodes below it are left out of what pays
+LEAST_VALUE = math.log(0.01)  # of a node's chance to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
+NOTHING_FOUND: tuple[int, list[int]] = (0, [])
 
 Heads = Callable[[list[int]], Draft]  # rows to what the heads propose for them
 
@@ -47,6 +49,7 @@ class Speculator:
         self._least = least
         self._universe = Universe(accuracy, top_k)
         self._acceptance = Acceptance(len(accuracy))
+        self._candidates = Candidates(self._universe, self._acceptance)
         self._has_heads = bool(accuracy)
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + 2): plain, drafting
         # expected tokens and seconds of the last steps, by rows that decode
@@ -56,7 +59,7 @@ class Speculator:
         self._runs = 0
         self._pays = True  # for anyone, by that decision
         self._rows: list[int] = []  # of this step's plan: those that may draft
-        self._trust = np.ones(0, np.float32)  # [rows]
+        self._trust: np.ndarray | None = None  # [rows], None where all are 1
         self._forest: Forest | None = None
         # of the last budget: rows, rows that decode and those asked; the chance from which on nodes were taken
         self._least_chance: tuple[tuple[int, int, int], float] = ((0, 0, 0), 0.0)
@@ -106,9 +109,15 @@ class Speculator:
         if load.decoding == load.rows:
             self._usual = load
         what = load.rows, load.tokens, load.widest, load.attended, load.silent
-        error = abs(seconds / float(self.cost.decoder(*what, load.keys)) - 1.0)
+        error = abs(seconds / self.cost.observe_decoder(*what, seconds, load.keys) - 1.0)
         self.decisions.cost_error += RECENT * (error - self.decisions.cost_error)
-        self.cost.observe_decoder(*what, seconds, load.keys)
+
+    def asked(self, rows: int, seconds: float) -> None:
+        """Learns from a run of the heads for so many rows, that took so long."""
+        self.decisions.heads_runs += 1
+        self.decisions.heads_rows += rows
+        if self.decisions.heads_runs % LEARN_EVERY == 0:
+            self.cost.observe_heads(rows, seconds)
 
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
@@ -116,67 +125,77 @@ class Speculator:
         walked = [path for row in rows if (path := paths[row]) is not None]
         if forest is None or len(walked) < len(rows):
             return
-        habits, realised = [plan.sequences[row].habit for row in rows], sum(len(path) for path in walked)
-        self.decisions.count(len(rows), len(forest.parent), float(np.add.reduce(np.exp(forest.value))), realised)
-        if len(forest.parent) == len(rows) or self._runs % LEARN_EVERY and not any(habit.young for habit in habits):
+        self.decisions.count(len(rows), len(forest.places))
+        habits = [plan.sequences[row].habit for row in rows]
+        if self._runs % LEARN_EVERY and not any(habit.young for habit in habits):
+            return
+        known = self._candidates.known(forest)
+        self.decisions.compare(len(rows), float(known.value.sum()), sum(map(len, walked)))
+        if len(forest.places) == len(rows):
             return
         start = forest.start[:-1]
-        accepted = np.zeros(len(forest.parent), bool)
+        accepted = np.zeros(len(forest.places), bool)
         accepted[[at + node for path, at in zip(walked, start.tolist(), strict=True) for node in path]] = True
         if forest.continued:
-            by_lookup = self._acceptance.is_lookup(forest.cells)
+            by_lookup = self._acceptance.is_lookup(known.cells)
             self.decisions.lookup_drafted += int(by_lookup.sum())
             self.decisions.lookup_accepted += int((by_lookup & accepted).sum())
-        tried: np.ndarray = accepted[forest.parent]
+        tried: np.ndarray = accepted.take(forest.parent)
         tried[start] = False
-        claimed = np.exp(forest.chance) * tried / self._trust.repeat(np.diff(forest.start))
-        self._acceptance.observe(forest.cells[tried], claimed[tried], accepted[tried])
+        claimed = known.chance * tried
+        if self._trust is not None:
+            claimed /= self._trust.repeat(np.diff(forest.start))
+        self._acceptance.observe(known.cells[tried], claimed[tried], accepted[tried])
         for habit, should, path in zip(habits, np.add.reduceat(claimed, start).tolist(), walked, strict=True):
             habit.learn(should, len(path) - 1)
 
     def took(self, rows: int, seconds: float) -> None:
         """Learns from the time that a step of decoding rows took outside the session."""
-        drafted = self._forest is not None and len(self._forest.parent) > len(self._rows)
+        drafted = self._forest is not None and len(self._forest.places) > len(self._rows)
         share, known = seconds / (rows + 2), self._host[drafted]
         self._host[drafted] = share if known == 0.0 else known + RECENT * (min(share, 4 * known) - known)
 
     def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest:
         habits = [s.habit for s in sequences]
-        found = [h.lookup.continuation(LOOKUP) if h.lookup is not None else (0, []) for h in habits]
+        found = [NOTHING_FOUND if h.lookup is None else h.lookup.continuation(LOOKUP) for h in habits]
+        all_fixed = all(habit.fixed for habit in habits)
+        if all_fixed:
+            asked = list(range(len(habits))) if self._has_heads else []
+        else:
+            lengths = np.array([s.length for s in sequences])
+            load = Load.planned([s.length for s in plan.sequences], plan.prefill, self._least)
+            self._decide(habits, [matched for matched, _ in found], lengths, load)
+            asked = [i for i, habit in enumerate(habits) if habit.heads]
+        self._begin(sequences, asked, found)
+        most = [habit.nodes for habit in habits]
+        if all_fixed:
+            return self._candidates.build(self._candidates.best(most, NEVER))
         fixed = np.array([habit.fixed for habit in habits])
-        lengths = np.array([s.length for s in sequences])
-        load = Load.planned([s.length for s in plan.sequences], plan.prefill, self._least)
-        self._decide(habits, [matched for matched, _ in found], lengths, load)
-        asked = [i for i, habit in enumerate(habits) if habit.heads]
-        candidates = Candidates(self._universe, self._acceptance, [s.root for s in sequences])
-        self._trust = np.array([habit.trust for habit in habits], np.float32)
-        ranks = {}
-        if asked:
-            draft = self._run_heads([place for i in asked if (place := sequences[i].row) is not None])
-            candidates.add_draft(asked, draft, self._trust[asked])
-            ranks = dict(zip(asked, draft.tokens, strict=True))
-            self.decisions.heads_runs += 1
-            self.decisions.heads_rows += len(asked)
-        for i, (matched, tokens) in enumerate(found):
-            if matched:
-                candidates.add_continuation(i, matched, tokens, ranks.get(i))
-        least = np.where(fixed, NEVER, np.log(LEAST_CHANCE))
-        row, slot, value = candidates.ranked([habit.nodes - 1 for habit in habits], least)
-        if fixed.all():
-            return candidates.build(row, slot)
+        places = self._candidates.best(most, np.where(fixed, NEVER, LEAST_VALUE))
+        row, slot, value = self._candidates.ranked(places)
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
         if self._age % REMEMBER_EVERY == 0:
             self._remember(habits, asked, nodes)
         keep = self._budget(fixed, nodes, lengths, load, len(asked))
-        return candidates.build(row[keep], slot[keep])
+        return self._candidates.build(self._candidates.places(row[keep], slot[keep]))
+
+    def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> None:
+        """Sets up this step's candidates: of the heads, run for those `asked`, and of what prompt lookup found."""
+        trust = [s.habit.trust for s in sequences]
+        self._trust = np.array(trust, np.float32) if any(factor != 1.0 for factor in trust) else None
+        draft = None
+        if asked:
+            draft = self._run_heads([place for i in asked if (place := sequences[i].row) is not None])
+        of_asked = None if self._trust is None else self._trust[asked]
+        self._candidates.begin([s.root for s in sequences], asked, draft, of_asked)
+        for i, (matched, tokens) in enumerate(found):
+            if matched:
+                ranks = draft.tokens[asked.index(i)] if draft is not None and i in asked else None
+                self._candidates.add_continuation(i, matched, tokens, ranks)
 
     def _decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
         """Sets for whom the heads run."""
         if not self._has_heads:
-            return
-        if all(habit.fixed for habit in habits):
-            for habit in habits:
-                habit.heads = True
             return
         self._age += 1
         if self._age < DECIDE_EVERY:

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from runtime.tree import Tree
 
 
@@ -14,7 +12,8 @@ class Decisions:
 
     rows: int = 0
     nodes: int = 0  # roots left out
-    expected: float = 0.0  # tokens they were to emit
+    compared: int = 0  # rows of which a look was taken at what became of their trees
+    expected: float = 0.0  # tokens these were to emit
     realised: int = 0  # and would have emitted, were no answer cut off
     lookup_drafted: int = 0  # nodes by prompt lookup
     lookup_accepted: int = 0
@@ -22,21 +21,25 @@ class Decisions:
     heads_rows: int = 0  # rows they ran for
     cost_error: float = 0.0  # recent mean of |measured / predicted - 1| of the decoder's time
 
-    def count(self, rows: int, nodes: int, expected: float, realised: int) -> None:
-        """One step's trees; `nodes` with their roots, tokens expected and realised."""
+    def count(self, rows: int, nodes: int) -> None:
+        """One step's trees; `nodes` with their roots."""
         self.rows += rows
         self.nodes += nodes - rows
+
+    def compare(self, rows: int, expected: float, realised: int) -> None:
+        """What one step's trees were to emit, and did."""
+        self.compared += rows
         self.expected += expected
         self.realised += realised
 
     def figures(self) -> dict[str, Any]:
         """Counters, and of one row's step: nodes chosen, tokens expected and realised."""
-        rows = self.rows or None
+        rows, compared = self.rows or None, self.compared or None
         return {
             **asdict(self),
             "nodes_per_row": rows and self.nodes / rows,
-            "expected_tokens_per_step": rows and self.expected / rows,
-            "realised_tokens_per_step": rows and self.realised / rows,
+            "expected_tokens_per_step": compared and self.expected / compared,
+            "realised_tokens_per_step": compared and self.realised / compared,
         }
 
 
@@ -63,12 +66,14 @@ class Stats:
         self.drafted += len(tree.tokens) - 1
         self.accepted += accepted
         if len(tree.tokens) > 1:
-            for depth, nodes in enumerate(np.bincount(tree.depth)[1:].tolist()):
-                if depth == len(self.drafted_by_depth):
-                    self.drafted_by_depth.append(0)
-                    self.accepted_by_depth.append(0)
-                self.drafted_by_depth[depth] += nodes
-                self.accepted_by_depth[depth] += depth < accepted
+            depths = tree.depth.tolist()
+            more = [0] * (max(depths) - len(self.drafted_by_depth))
+            self.drafted_by_depth += more
+            self.accepted_by_depth += more
+            for depth in depths[1:]:
+                self.drafted_by_depth[depth - 1] += 1
+            for depth in range(accepted):
+                self.accepted_by_depth[depth] += 1
 
     def figures(self) -> dict[str, Any]:
         """All counters, and the tokens of one row's step."""

@@ -101,21 +101,12 @@ class Universe:
         self.ancestors = np.eye(len(paths), dtype=bool)  # [paths, paths]: which paths a path goes through, itself too
         for i in range(1, len(paths)):
             self.ancestors[i] |= self.ancestors[self.parent[i]]
-        self._incidence = np.zeros((heads * top_k, len(paths)), np.float32)
+        # [heads * top_k, paths]: which ranks a path takes
+        self.incidence = np.zeros((heads * top_k, len(paths)), np.float32)
         for i, path in enumerate(paths):
-            self._incidence[[head * top_k + rank for head, rank in enumerate(path)], i] = 1
+            self.incidence[[head * top_k + rank for head, rank in enumerate(path)], i] = 1
         # [paths]: how likely each is accepted, as far as the heads' accuracies say
         self.chance = np.array([np.prod([probability[at] for at in enumerate(path)]) for path in paths])
-        self._cost = (DEPTH_COST * self.depth).astype(np.float32)
-
-    def sum(self, logprobs: np.ndarray) -> np.ndarray:
-        """Log-probabilities of ranks [rows, heads * top_k], none above 0 -> of paths [rows, paths].
-
-        A child's is below its parent's, so the best paths of a row are a tree.
-        """
-        total: np.ndarray = logprobs @ self._incidence
-        total -= self._cost
-        return total
 
 
 def lone(root: int) -> Tree:

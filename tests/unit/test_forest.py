@@ -30,12 +30,19 @@ def grown(
     universe: Universe = UNIVERSE,
 ) -> Forest:
     """Trees of so many nodes, roots included; row i's root is 7 + i."""
-    candidates = Candidates(universe, Acceptance(draft.tokens.shape[1]), [7 + i for i in range(len(sizes))])
-    candidates.add_draft(range(len(sizes)), draft, np.ones(len(sizes), np.float32))
+    return grown_by(Candidates(universe, Acceptance(draft.tokens.shape[1])), draft, sizes, continuations)
+
+
+def grown_by(
+    candidates: Candidates,
+    draft: Draft,
+    sizes: list[int],
+    continuations: dict[int, tuple[int, list[int]]] | None = None,
+) -> Forest:
+    candidates.begin([7 + i for i in range(len(sizes))], range(len(sizes)), draft, None)
     for row, (matched, tokens) in (continuations or {}).items():
         candidates.add_continuation(row, matched, tokens, draft.tokens[row])
-    row, slot, _ = candidates.ranked([size - 1 for size in sizes], np.full(len(sizes), NEVER))
-    return candidates.build(row, slot)
+    return candidates.build(candidates.best(sizes, NEVER))
 
 
 def check(tree: Tree, root: int) -> None:
@@ -81,27 +88,29 @@ def test_the_best_nodes_are_taken_depth_first() -> None:
 
 def test_any_beginning_of_the_ranking_is_a_forest() -> None:
     rng = np.random.default_rng(5)
-    candidates = Candidates(UNIVERSE, Acceptance(5), [1, 2, 3])
+    candidates = Candidates(UNIVERSE, Acceptance(5))
     draft = random_draft(rng, 2, 0.3)
-    candidates.add_draft([0, 2], draft, np.array([1.0, 0.3], np.float32))
+    candidates.begin([1, 2, 3], [0, 2], draft, np.array([1.0, 0.3], np.float32))
     candidates.add_continuation(0, 5, [int(draft.tokens[0, 0, 1]), 60, 61], draft.tokens[0])
     candidates.add_continuation(1, 3, [70, 71, 72], None)
-    row, slot, value = candidates.ranked([40, 40, 40], np.full(3, NEVER))
+    row, slot, value = candidates.ranked(candidates.best([41, 41, 41], NEVER))
     assert (np.diff(value) <= 0).all()
     for n in range(len(row) + 1):
-        forest = candidates.build(row[:n], slot[:n])
+        forest = candidates.build(candidates.places(row[:n], slot[:n]))
         assert sum(len(tree.tokens) for tree in forest.trees) == n + 3
         for root, tree in enumerate(forest.trees, 1):
             check(tree, root)
 
 
 def test_a_node_knows_its_parent_and_its_chances() -> None:
-    forest = grown(random_draft(np.random.default_rng(3), 2), [5, 9])
+    candidates = Candidates(UNIVERSE, Acceptance(5))
+    forest = grown_by(candidates, random_draft(np.random.default_rng(3), 2), [5, 9])
+    known = candidates.known(forest)
     assert forest.start.tolist() == [0, 5, 14]
     for row, tree in enumerate(forest.trees):
         own = slice(forest.start[row], forest.start[row + 1])
         assert (forest.parent[own] - forest.start[row]).tolist()[1:] == tree.parents[1:]
-        reach, chance = np.exp(forest.value[own]), np.exp(forest.chance[own])
+        reach, chance = known.value[own], known.chance[own]
         assert reach[0] == 1
         for i, parent in enumerate(tree.parents[1:], 1):
             assert reach[i] == pytest.approx(reach[parent] * chance[i], rel=1e-3)
@@ -129,9 +138,27 @@ def test_a_continuation_shares_the_heads_nodes_and_goes_on_alone() -> None:
 
 
 def test_a_continuation_needs_no_heads() -> None:
-    candidates = Candidates(Universe([], 0), Acceptance(0), [5])
+    candidates = Candidates(Universe([], 0), Acceptance(0))
+    candidates.begin([5], [], None, None)
     candidates.add_continuation(0, 8, list(range(20, 20 + LOOKUP)), None)
-    row, slot, _ = candidates.ranked([31], np.full(1, NEVER))
-    [tree] = candidates.build(row, slot).trees
+    [tree] = candidates.build(candidates.best([32], NEVER)).trees
     assert tree.tokens == [5, *range(20, 20 + LOOKUP)] and tree.parents == list(range(-1, LOOKUP))
     check(tree, 5)
+
+
+def test_a_step_leaves_nothing_behind_for_the_next() -> None:
+    """The arrays are used again: what earlier steps with more rows, drafts and continuations wrote must not show."""
+    rng = np.random.default_rng(6)
+    used = Candidates(UNIVERSE, Acceptance(5))
+    for rows in (4, 1, 3, 2, 4):
+        repeats = {i: (8, rng.integers(0, 50, 16).tolist()) for i in range(rows) if rng.random() < 0.5}
+        grown_by(used, random_draft(rng, rows, 0.3), [20] * rows, repeats)
+        draft, sizes = random_draft(rng, rows), [int(n) for n in rng.integers(1, 30, rows)]
+        for got, want in zip(grown_by(used, draft, sizes).trees, grown(draft, sizes).trees, strict=True):
+            check(got, want.tokens[0])
+            assert got.tokens == want.tokens and got.parents == want.parents
+        used.begin([9] * rows, [], None, None)
+        assert [tree.tokens for tree in used.build(used.best([5] * rows, NEVER)).trees] == [[9]] * rows
+        used.begin([9] * rows, [rows - 1], random_draft(rng, 1), None)
+        lengths = [len(tree.tokens) for tree in used.build(used.best([5] * rows, NEVER)).trees]
+        assert lengths == [1] * (rows - 1) + [5]

@@ -36,7 +36,7 @@ def main() -> None:
     shape = (ROWS, len(PUBLISHED_ACCURACY), TOP_K)
     tokens = np.argsort(rng.random((*shape[:2], 500)), axis=-1)[..., :TOP_K]
     logprobs = np.sort(np.log(rng.dirichlet([0.3] * TOP_K, shape[:2])), axis=-1)[..., ::-1].astype(np.float32)
-    draft, trust, roots = Draft(tokens, logprobs), np.ones(ROWS, np.float32), list(range(ROWS))
+    draft, roots = Draft(tokens, logprobs), list(range(ROWS))
     points = [1, 2, 4, 8, 16, 32, 64, 128, 256]
     line = [1e-3 + 2e-5 * n for n in points]
     cost = CostModel([1, ROWS], points, [line, line], [0.0] * len(points), [3e-4, 4e-4])
@@ -44,24 +44,23 @@ def main() -> None:
     lengths = np.full(ROWS, 200)
     load = Load(ROWS, ROWS, 2 * ROWS, 2, 2 * ROWS * 202, 0, 200 * ROWS, (2 * ROWS * 202, 200 * ROWS))
 
-    def candidates() -> Candidates:
-        found = Candidates(universe, acceptance, roots)
-        found.add_draft(range(ROWS), draft, trust)
-        return found
-
-    ready, most, least = candidates(), [NODES - 1] * ROWS, np.full(ROWS, NEVER)
-    row, slot, value = ready.ranked(most, least)
-    nodes = Nodes(row, np.exp(value), np.zeros(len(row), bool))
+    def begin() -> None:
+        candidates.begin(roots, range(ROWS), draft, None)
 
     def all_of_it() -> None:
-        found = candidates()
-        row, slot, _ = found.ranked(most, least)
-        found.build(row, slot)
+        begin()
+        candidates.build(candidates.best(most, NEVER))
+
+    candidates, most = Candidates(universe, acceptance), [NODES] * ROWS
+    begin()
+    places = candidates.best(most, NEVER)
+    row, _, value = candidates.ranked(places)
+    nodes = Nodes(row, np.exp(value), np.zeros(len(row), bool))
 
     print(f"{ROWS} rows x {NODES} nodes from a universe of {len(universe.paths)}, median [quartiles]")
-    print(f"values of all candidates   {microseconds(candidates)}")
-    print(f"the best of each row       {microseconds(lambda: ready.ranked(most, least))}")
-    print(f"tokens, parents, ancestors {microseconds(lambda: ready.build(row, slot))}")
+    print(f"values of all candidates   {microseconds(begin)}")
+    print(f"the best of each row       {microseconds(lambda: candidates.best(most, NEVER))}")
+    print(f"tokens, parents, ancestors {microseconds(lambda: candidates.build(places))}")
     print(f"these three together       {microseconds(all_of_it)}")
     print(f"the budget over all rows   {microseconds(lambda: best(nodes, lengths, load, prices))}")
 
