@@ -29,7 +29,8 @@ from runtime.tree import Tree, Universe, lone
 
 DECIDE_EVERY = 8  # steps between decisions on the heads
 BUDGET_EVERY = 4  # steps between budgets; those between take nodes of the same chance and above
-LEARN_EVERY = 3  # steps, one of which is learnt from once a sequence is known
+LEARN_EVERY = 3  # steps, one of whose trees is learnt from once a sequence is known
+TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
 REMEMBER_EVERY = 2  # steps between drafts that are remembered for these
 LEAST_VALUE = math.log(0.01)  # of a node's chance to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
@@ -57,6 +58,7 @@ class Speculator:
         self._usual: Load | None = None  # the last step in which every row decoded
         self._age = DECIDE_EVERY  # steps since it was decided who runs the heads
         self._runs = 0
+        self._untimed = 0.0  # seconds in the session since a step's time was learnt from
         self._pays = True  # for anyone, by that decision
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
@@ -103,8 +105,10 @@ class Speculator:
     def ran(self, batch: Batch, decoding: int, seconds: float) -> None:
         """Learns from a decoder run, in which so many rows decoded, that took so long."""
         self._runs += 1
-        if self._runs % LEARN_EVERY:
+        self._untimed += seconds
+        if self._untimed < TIME_AFTER:
             return
+        self._untimed = 0.0
         load = Load.of(batch, decoding)
         if load.decoding == load.rows:
             self._usual = load
@@ -116,7 +120,8 @@ class Speculator:
         """Learns from a run of the heads for so many rows, that took so long."""
         self.decisions.heads_runs += 1
         self.decisions.heads_rows += rows
-        if self.decisions.heads_runs % LEARN_EVERY == 0:
+        self._untimed += seconds
+        if self._untimed >= TIME_AFTER:
             self.cost.observe_heads(rows, seconds)
 
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
