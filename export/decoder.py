@@ -16,7 +16,8 @@ Inputs   tokens int64 [tokens]        packed: row 0's nodes, then row 1's, ...
 Outputs  logits float [wanted, vocab], argmax int64 [wanted], hidden float [wanted, hidden] after the final norm,
          new_key_i, new_value_i       the same memory as key_i, value_i
 
-A row of length 0 must bring a chain: with an empty past the operator counts positions itself.
+Beyond a row's count, one more place of its cache may be written. A row of length 0 must bring a chain: with an empty
+past the operator counts positions itself.
 """
 
 from collections.abc import Callable
@@ -106,27 +107,32 @@ class _Decoder:
         row_axis, column_axis = const([0]), const([1])
         end = emit("CumSum", "count", const(0))
         start = emit("Sub", end, "count")
-        token = emit("Range", const(0), emit("Squeeze", emit("Shape", "tokens")), const(1))
+        tokens = emit("Shape", "tokens")  # [1]
+        token = emit("Range", const(0), emit("Squeeze", tokens), const(1))
         # a token's row is the number of rows that end at or before it
         over = emit("LessOrEqual", emit("Unsqueeze", end, row_axis), emit("Unsqueeze", token, column_axis))
         row = emit("ReduceSum", emit("Cast", over, to=INT64), column_axis, keepdims=0)  # [tokens]
         position = emit("Add", emit("Gather", "length", row, axis=0), "depth")
-        self.position = emit("Unsqueeze", position, row_axis)  # [1, tokens]
         nodes = emit("Shape", "ancestors", start=1, end=2)
         first = emit("Sub", emit("Mul", row, nodes), emit("Gather", start, row, axis=0))
         self.unpad = emit("Add", first, token)  # [tokens]: each token's place in [rows * nodes]
+        # A row alone with its root attends with two nodes where there is place for two: the token after it stands in,
+        # the last one for the last row's. So a single query never takes the operator's other way to sum.
+        self.stand_in = emit("Unsqueeze", emit("Concat", token, emit("Sub", tokens, const([1])), axis=0), row_axis)
+        self.position = emit("Gather", position, self.stand_in, axis=0)  # [1, tokens + 1]
+        seen = emit("Max", "count", emit("Min", nodes, const([2])))  # [rows]
         bias = emit("Where", "ancestors", const(0, np.float32), const(HIDDEN_SCORE, np.float32))
-        total = emit("Cast", emit("Add", "length", "count"), to=INT32)
-        count_column = emit("Unsqueeze", "count", column_axis)  # [rows, 1]
+        total = emit("Cast", emit("Add", "length", seen), to=INT32)
+        seen_column = emit("Unsqueeze", seen, column_axis)  # [rows, 1]
+        start_column = emit("Unsqueeze", start, column_axis)
         past_column = emit("Unsqueeze", "length", column_axis)
-        missing = emit("Sub", nodes, count_column)
         self.row_inputs = [
             (emit("Unsqueeze", bias, const([1, 2])), "bias", FLOAT, [1, 1, "nodes", "nodes"]),
-            (emit("Unsqueeze", start, column_axis), "start", INT64, [1]),
-            (emit("Unsqueeze", end, column_axis), "end", INT64, [1]),
-            (emit("Concat", count_column, count_column, axis=1), "square", INT64, [2]),
+            (start_column, "start", INT64, [1]),
+            (emit("Add", start_column, seen_column), "end", INT64, [1]),
+            (emit("Concat", seen_column, seen_column, axis=1), "square", INT64, [2]),
             (emit("Pad", past_column, const([0, 3, 0, 4])), "left", INT64, [8]),
-            (emit("Pad", missing, const([0, 4, 0, 1])), "right", INT64, [6]),
+            (emit("Pad", emit("Sub", nodes, seen_column), const([0, 4, 0, 1])), "right", INT64, [6]),
             (emit("Unsqueeze", emit("Sub", total, const(1, np.int32)), column_axis), "last", INT32, [1]),
             (total, "total", INT32, []),
         ]
@@ -159,7 +165,7 @@ class _Decoder:
     def _attention(self, i: int, x: str) -> str:
         emit, config, prefix = self.emitter.node, self.config, f"model.layers.{i}.self_attn"
         packed = self._projection(x, prefix, ("q_proj", "k_proj", "v_proj"), config.attention_bias)
-        packed = emit("Unsqueeze", packed, self.emitter.constant([0]))  # [1, tokens, (heads + 2 kv_heads) * head_dim]
+        packed = emit("Gather", packed, self.stand_in, axis=0)  # [1, tokens + 1, (heads + 2 kv_heads) * head_dim]
         names = [f"key_{i}", f"value_{i}", *(name for name, *_ in self.row_inputs)]
         padded = f"{self.emitter.scope}attended"
         self.emitter.scan(names, [padded, f"new_key_{i}", f"new_value_{i}"], self._row_body(i, packed))

@@ -12,9 +12,9 @@ class Packer:
     """Packs steps for one session.
 
     `exact` keeps a row's result bit-equal whatever shares the step with it: attention and matrix products over a single
-    query or a single token take other kernels, so a row gets at least two nodes and two logits are always asked for;
-    `even` rounds the step up to an even number of tokens. What is added comes last in its row, no other node sees it,
-    and it is neither verified nor committed.
+    query or a single token take other kernels. So a step has at least two tokens, every row place for two nodes in
+    attention, and two logits are always asked for; `even` rounds the step up to an even number of tokens. What is added
+    comes last in the last row, no other node sees it, and it is neither verified nor committed.
     """
 
     def __init__(self, exact: bool, even: bool, widest: int) -> None:
@@ -29,10 +29,10 @@ class Packer:
         Returns the batch and, for each row, where its logits begin in `wanted`: all nodes of a tree; of a chunk the
         last one (the caller ignores it until the prompt is complete).
         """
-        counts = [max(self.least, len(work.tokens if isinstance(work, Tree) else work)) for _, work in rows]
-        if self._even and sum(counts) % 2:
-            counts[-1] += 1
-        width = max(counts)
+        counts = [len(work.tokens if isinstance(work, Tree) else work) for _, work in rows]
+        tokens_wanted = max(self.least, sum(counts))
+        counts[-1] += tokens_wanted - sum(counts) + (self._even and tokens_wanted % 2)
+        width = max(self.least, *counts)
         tokens: list[int] = []
         depth = np.empty(sum(counts), np.int64)
         ancestors = np.zeros((len(rows), width, width), bool)

@@ -30,8 +30,8 @@ class Nodes:
 class Prices:
     """What a step costs: the session by the model, and seconds per (row + 2) outside of it, plain and drafting.
 
-    A row runs `least` nodes in any case, so that its first ones may be free. `rate` is in tokens a second; 0 stands for
-    the best one that this step can have.
+    A step runs `least` tokens in any case, so that the first node may be free. `rate` is in tokens a second; 0 stands
+    for the best one that this step can have.
     """
 
     cost: CostModel
@@ -60,13 +60,13 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
     mine = row[:, None] == np.arange(len(lengths))  # [nodes, rows]
     count = mine.cumsum(axis=0)  # [nodes, rows] below the root
     own = count[np.arange(len(row)), row]  # a node's number in its row
-    tokens = _from(load.tokens, (own >= least).cumsum())
+    tokens = np.maximum(load.tokens + np.arange(len(row) + 1), least)
     widest = np.maximum(load.widest, _from(1, np.maximum.reduce(count, axis=1)))
     attended = _from(load.attended, (lengths[row] + 2 * own).cumsum())
     seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent, load.keys)
     if load.decoding < load.rows:  # what the prompts of this step cost in any case is not the trees' cost
-        alone = load.without_prompts(least)
-        decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
+        alone = load.without_prompts()
+        decoding = cost.decoder(alone.rows, max(alone.tokens, least), alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(asked, np.add.reduce((mine & nodes.by_heads[:, None]).cumsum(axis=0) > 0, axis=1))
     host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)
@@ -76,15 +76,14 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
     return Choice(chosen, float(gain[chosen]), float(seconds[chosen]))
 
 
-def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray, least: int) -> Load:
+def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:
     """`load` with trees of so many nodes in it: `row` [nodes] names each node's row, roots left out."""
     count = np.bincount(row, minlength=len(lengths))
-    more = np.maximum(count + 1, least) - least
     return replace(
         load,
-        tokens=load.tokens + int(more.sum()),
+        tokens=load.tokens + len(row),
         widest=max(load.widest, int(count.max()) + 1),
-        attended=load.attended + int((more * (lengths + count)).sum()),
+        attended=load.attended + int((count * (lengths + count)).sum()),
     )
 
 

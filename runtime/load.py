@@ -30,12 +30,9 @@ class Load:
         return cls(len(lengths), decoding, tokens, batch.ancestors.shape[1], attended, silent, keys, (attended, keys))
 
     @classmethod
-    def planned(cls, lengths: Sequence[int], prefill: Sequence[int], least: int) -> "Load":
-        """A step before its trees: each row's committed length and prompt tokens, 0 where it decodes its root alone.
-
-        A row runs `least` nodes in any case.
-        """
-        counts = [max(least, tokens) for tokens in prefill]
+    def planned(cls, lengths: Sequence[int], prefill: Sequence[int]) -> "Load":
+        """A step before its trees: each row's committed length and prompt tokens, 0 where it decodes its root alone."""
+        counts = [max(1, tokens) for tokens in prefill]
         attended = [n * (length + n) for n, length in zip(counts, lengths, strict=True)]
         alone = (
             sum(a for a, tokens in zip(attended, prefill, strict=True) if not tokens),
@@ -44,8 +41,8 @@ class Load:
         silent = sum(max(0, tokens - 1) for tokens in prefill)
         return cls(len(counts), prefill.count(0), sum(counts), max(counts), sum(attended), silent, sum(lengths), alone)
 
-    def without_prompts(self, least: int) -> "Load":
+    def without_prompts(self) -> "Load":
         """Of a planned step: the rows that decode."""
         n = self.decoding
         attended, keys = self.alone
-        return Load(n, n, n * least, least, attended, 0, keys, self.alone)
+        return Load(n, n, n, 1, attended, 0, keys, self.alone)

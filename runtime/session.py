@@ -17,7 +17,10 @@ from runtime.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input. A row brings at least one node; a row with nothing committed brings a chain."""
+    """One step's input. A row brings at least one node; a row with nothing committed brings a chain.
+
+    Where `ancestors` has place for two nodes, a row of one attends with a stand-in beside it, which nobody sees.
+    """
 
     tokens: np.ndarray  # int64 [tokens]
     depth: np.ndarray  # int64 [tokens], below the row's committed tokens

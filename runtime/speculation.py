@@ -43,7 +43,7 @@ class Speculator:
     """Plans the trees of each step and learns from what becomes of them."""
 
     def __init__(self, accuracy: Items[Items[float]], top_k: int, cost: CostModel, least: int, heads: Heads) -> None:
-        """`accuracy` [heads][...] and `top_k` as in Universe; a row runs `least` nodes in any case."""
+        """`accuracy` [heads][...] and `top_k` as in Universe; a step runs `least` tokens in any case."""
         self.cost = cost
         self.decisions = Decisions()
         self._run_heads = heads
@@ -168,7 +168,7 @@ class Speculator:
             asked = list(range(len(habits))) if self._has_heads else []
         else:
             lengths = np.array([s.length for s in sequences])
-            load = Load.planned([s.length for s in plan.sequences], plan.prefill, self._least)
+            load = Load.planned([s.length for s in plan.sequences], plan.prefill)
             self._decide(habits, [matched for matched, _ in found], lengths, load)
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         self._begin(sequences, asked, found)
@@ -250,7 +250,7 @@ class Speculator:
         if same == self._least_chance[0] and self._age % BUDGET_EVERY and load.decoding == load.rows:
             return keep | (nodes.chance >= self._least_chance[1])
         if keep.any():
-            load = with_trees(load, nodes.row[keep], lengths, self._least)
+            load = with_trees(load, nodes.row[keep], lengths)
         free = np.flatnonzero(~keep)
         gained = float(nodes.chance[keep].sum())
         others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run

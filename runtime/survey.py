@@ -145,21 +145,19 @@ class _Survey:
         near, rows = max(1, far // NEAR), row_points(most)
         tokens = token_points(least, min(16 * most + 64, 512), self._even)
         coarse = [n for n in tokens if n & (n - 1) == 0 or n == tokens[-1]]
-        few = [n for n in coarse if n <= max(64, 2 * least * most)]
+        few = [n for n in coarse if n <= max(64, 4 * most)]
         ends = sorted({1, most})
         grid = lambda some, points: [  # noqa: E731
-            Probe(_spread(r, t), near) for t in points for r in some if t >= r * least
+            Probe(_spread(r, t), near) for t in points for r in some if t >= r
         ]
         deep = lambda widths: [Probe((n,) * r, far) for n in widths for r in ends]  # noqa: E731
         silent = lambda points: [Probe((t,), near, silent=True) for t in points if t > least]  # noqa: E731
         uneven = lambda points: [  # noqa: E731
-            Probe((t - (most - 1) * least, *(least,) * (most - 1)), near)
-            for t in points
-            if most > 1 and t >= 3 * most * least
+            Probe((t - (most - 1), *(1,) * (most - 1)), near) for t in points if most > 1 and t >= 6 * most
         ]
         heads = [Probe((1,) * r, near, heads=True) for r in rows if m.medusa_heads]
         levels = [
-            grid(ends, few) + deep((least, 4, 8)) + silent((16, 64)) + uneven(few) + heads,
+            grid(ends, few) + deep((1, 4, 8)) + silent((16, 64)) + uneven(few) + heads,
             grid(ends, coarse) + deep((16,)) + silent(coarse) + uneven(coarse),
             grid(rows, coarse),
             grid(rows, tokens),

@@ -10,27 +10,36 @@ TREE = Tree([7, 8, 9], [-1, 0, 0], np.array([0, 1, 1]), np.array([[1, 0, 0], [1,
 
 def test_rows_are_packed_side_by_side() -> None:
     batch, first = Packer(exact=True, even=False, widest=8).pack([(5, TREE), (0, [1, 2, 3, 4]), (9, lone(6))])
-    assert batch.tokens.tolist() == [7, 8, 9, 1, 2, 3, 4, 6, 6]
-    assert batch.depth.tolist() == [0, 1, 1, 0, 1, 2, 3, 0, 1]
-    assert batch.length.tolist() == [5, 0, 9] and batch.count.tolist() == [3, 4, 2]
+    assert batch.tokens.tolist() == [7, 8, 9, 1, 2, 3, 4, 6]
+    assert batch.depth.tolist() == [0, 1, 1, 0, 1, 2, 3, 0]
+    assert batch.length.tolist() == [5, 0, 9] and batch.count.tolist() == [3, 4, 1]
     assert batch.wanted.tolist() == [0, 1, 2, 6, 7] and first == [0, 3, 4]
     assert np.array_equal(batch.ancestors[0, :3, :3], TREE.ancestors)
     assert np.array_equal(batch.ancestors[1], np.tri(4, dtype=bool))
-    assert not batch.ancestors[2, 0, 1], "a node sees what was added to its row"
+    assert not batch.ancestors[2, 0, 1:].any(), "a node sees what stands in beside it"
 
 
-def test_a_single_query_is_padded_to_two_only_when_exact() -> None:
+def test_a_single_token_is_padded_to_two_only_when_exact() -> None:
     batch, _ = Packer(exact=True, even=False, widest=8).pack([(5, lone(6))])
     assert batch.count.tolist() == [2] and batch.wanted.tolist() == [0, 0]
+    assert not batch.ancestors[0, 0, 1], "a node sees what was added to its row"
     batch, _ = Packer(exact=False, even=True, widest=8).pack([(5, lone(6))])
-    assert batch.count.tolist() == [1] and batch.wanted.tolist() == [0]
+    assert batch.count.tolist() == [1] and batch.wanted.tolist() == [0] and batch.ancestors.shape == (1, 1, 1)
+
+
+def test_rows_of_one_token_have_place_for_two_nodes_only_when_exact() -> None:
+    works = [(5, lone(6)), (7, lone(8))]
+    batch, _ = Packer(exact=True, even=False, widest=8).pack(works)
+    assert batch.tokens.tolist() == [6, 8] and batch.count.tolist() == [1, 1] and batch.ancestors.shape == (2, 2, 2)
+    batch, _ = Packer(exact=False, even=False, widest=8).pack(works)
+    assert batch.ancestors.shape == (2, 1, 1)
 
 
 def test_an_odd_step_gets_one_token_more_when_asked() -> None:
-    batch, first = Packer(exact=True, even=True, widest=8).pack([(5, lone(6)), (5, TREE)])
-    assert batch.count.tolist() == [2, 4] and len(batch.tokens) == 6
-    assert batch.wanted.tolist() == [0, 2, 3, 4] and first == [0, 1]
-    assert not batch.ancestors[1, :3, 3].any()
+    batch, first = Packer(exact=True, even=True, widest=8).pack([(5, TREE), (5, lone(6)), (5, TREE)])
+    assert batch.count.tolist() == [3, 1, 4] and len(batch.tokens) == 8
+    assert batch.wanted.tolist() == [0, 1, 2, 3, 4, 5, 6] and first == [0, 3, 4]
+    assert not batch.ancestors[2, :3, 3].any()
 
 
 def test_a_chunk_of_one_stays_a_chain() -> None:

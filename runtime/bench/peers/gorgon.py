@@ -15,6 +15,7 @@ from runtime.params import EngineConfig, SamplingParams
 
 ARTIFACT = "artifact"
 CHUNK = 256  # prompt tokens a step: steps with prompts are not measured
+SLOWDOWN = 1e6
 SEED = 0  # of simulated acceptance
 
 
@@ -34,7 +35,8 @@ class Gorgon:
         artifact = Path(prepared) / ARTIFACT
         manifest = Manifest.read(artifact)
         memory = rows * manifest.capacity * manifest.kv_bytes
-        config = EngineConfig(rows=rows, chunk=CHUNK, kv_memory=memory, threads=threads)
+        # steps with prompts are not measured: all rows decode as soon as can be
+        config = EngineConfig(rows=rows, chunk=CHUNK, kv_memory=memory, threads=threads, prefill_slowdown=SLOWDOWN)
         self._engine = Engine.from_artifact(artifact, config)
         if simulated:
             self._engine.session = SimulatedSession(self._engine.session, SEED)
