@@ -11,14 +11,13 @@ from runtime.tree import Tree
 class Packer:
     """Packs steps for one session.
 
-    `exact` keeps a row's result bit-equal whatever shares the step with it: attention and matrix products over a single
-    query or a single token take other kernels. So a step has at least two tokens, every row place for two nodes in
-    attention, and two logits are always asked for; `even` rounds the step up to an even number of tokens. What is added
-    comes last in the last row, no other node sees it, and it is neither verified nor committed.
+    `exact` keeps a row's result bit-equal whatever shares the step with it: attention takes another kernel for a single
+    query, so `ancestors` has place for two nodes in any case. `even` rounds the step up to an even number of tokens:
+    the one that is added comes last in the last row, no other node sees it, and it is neither verified nor committed.
     """
 
     def __init__(self, exact: bool, even: bool, widest: int) -> None:
-        self.least = 2 if exact else 1
+        self._narrowest = 2 if exact else 1
         self._even = exact and even
         self._chain = np.tri(widest, dtype=bool)  # [nodes, nodes]
         self._steps = np.arange(widest)
@@ -30,9 +29,8 @@ class Packer:
         last one (the caller ignores it until the prompt is complete).
         """
         counts = [len(work.tokens if isinstance(work, Tree) else work) for _, work in rows]
-        tokens_wanted = max(self.least, sum(counts))
-        counts[-1] += tokens_wanted - sum(counts) + (self._even and tokens_wanted % 2)
-        width = max(self.least, *counts)
+        counts[-1] += self._even and sum(counts) % 2
+        width = max(self._narrowest, *counts)
         tokens: list[int] = []
         depth = np.empty(sum(counts), np.int64)
         ancestors = np.zeros((len(rows), width, width), bool)
@@ -57,7 +55,6 @@ class Packer:
                 tokens.append(tokens[start])
                 depth[start + extra] = extra
                 ancestors[row, extra, : extra + 1] = self._chain[extra, : extra + 1]
-        wanted += wanted[-1:] * (self.least - len(wanted))
         batch = Batch(
             np.array(tokens),
             depth,

@@ -30,12 +30,10 @@ class Nodes:
 class Prices:
     """What a step costs: the session by the model, and seconds per (row + 2) outside of it, plain and drafting.
 
-    A step runs `least` tokens in any case, so that the first node may be free. `rate` is in tokens a second; 0 stands
-    for the best one that this step can have.
+    `rate` is in tokens a second; 0 stands for the best one that this step can have.
     """
 
     cost: CostModel
-    least: int
     plain: float
     drafting: float
     rate: float
@@ -56,17 +54,17 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
     `lengths` [rows] are committed. The heads have run for `asked` rows, and run for those of which a choice takes nodes
     `by_heads`.
     """
-    row, cost, least = nodes.row, prices.cost, prices.least
+    row, cost = nodes.row, prices.cost
     mine = row[:, None] == np.arange(len(lengths))  # [nodes, rows]
     count = mine.cumsum(axis=0)  # [nodes, rows] below the root
     own = count[np.arange(len(row)), row]  # a node's number in its row
-    tokens = np.maximum(load.tokens + np.arange(len(row) + 1), least)
+    tokens = load.tokens + np.arange(len(row) + 1)
     widest = np.maximum(load.widest, _from(1, np.maximum.reduce(count, axis=1)))
     attended = _from(load.attended, (lengths[row] + 2 * own).cumsum())
     seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent, load.keys)
     if load.decoding < load.rows:  # what the prompts of this step cost in any case is not the trees' cost
         alone = load.without_prompts()
-        decoding = cost.decoder(alone.rows, max(alone.tokens, least), alone.widest, alone.attended, 0, alone.keys)
+        decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(asked, np.add.reduce((mine & nodes.by_heads[:, None]).cumsum(axis=0) > 0, axis=1))
     host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)

@@ -61,9 +61,7 @@ class Engine:
         self.session = session
         self._scheduler = Scheduler(config.rows, config.kv_memory)
         self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
-        self._speculator = Speculator(
-            accuracy_of(manifest), manifest.draft_top_k, cost, self._packer.least, self._heads
-        )
+        self._speculator = Speculator(accuracy_of(manifest), manifest.draft_top_k, cost, self._heads)
         self._clock = clock
         self._stats = Stats()
         self._ready: list[Output] = []  # of sequences that ended without a step

@@ -42,12 +42,11 @@ Heads = Callable[[list[int]], Draft]  # rows to what the heads propose for them
 class Speculator:
     """Plans the trees of each step and learns from what becomes of them."""
 
-    def __init__(self, accuracy: Items[Items[float]], top_k: int, cost: CostModel, least: int, heads: Heads) -> None:
-        """`accuracy` [heads][...] and `top_k` as in Universe; a step runs `least` tokens in any case."""
+    def __init__(self, accuracy: Items[Items[float]], top_k: int, cost: CostModel, heads: Heads) -> None:
+        """`accuracy` [heads][...] and `top_k` as in Universe."""
         self.cost = cost
         self.decisions = Decisions()
         self._run_heads = heads
-        self._least = least
         self._universe = Universe(accuracy, top_k)
         self._acceptance = Acceptance(len(accuracy))
         self._candidates = Candidates(self._universe, self._acceptance)
@@ -266,7 +265,7 @@ class Speculator:
     def _prices(self, decoding: int) -> Prices:
         plain, drafting = self._host
         tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
-        return Prices(self.cost, self._least, plain, drafting or plain, tokens / seconds if seconds else 0.0)
+        return Prices(self.cost, plain, drafting or plain, tokens / seconds if seconds else 0.0)
 
 
 @cache

@@ -73,10 +73,10 @@ def row_points(rows: int) -> list[int]:
     return sorted({1 << i for i in range(rows.bit_length())} | {rows})
 
 
-def token_points(least: int, top: int, even: bool) -> list[int]:
-    """Powers of two and the middles between them, from `least` to the first that is at least `top`."""
-    points = sorted({least, *(n << i for i in range(16) for n in (1, 3))})
-    points = [n for n in points if n >= least and not (even and n % 2)]
+def token_points(top: int, even: bool) -> list[int]:
+    """Powers of two and the middles between them, to the first that is at least `top`."""
+    points = sorted({n << i for i in range(16) for n in (1, 3)})
+    points = [n for n in points if not (even and n % 2)]
     return [n for n, before in zip(points, [0, *points], strict=False) if before < top]
 
 
@@ -86,7 +86,7 @@ class _Survey:
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._session, self._rows, self._progress, self._clock = session, rows, progress, clock
-        self._least, self._even = 2 if exact else 1, exact and even
+        self._even = exact and even
         self._packer = Packer(exact, even, session.manifest.capacity)
         self._rng = np.random.default_rng(0)
         self._began = clock()
@@ -141,9 +141,9 @@ class _Survey:
 
     def _levels(self, far: int) -> list[list[Probe]]:
         """Probes, the most informative ones first, each level ascending; a slow model gets the first level alone."""
-        m, least, most = self._session.manifest, self._least, self._rows
+        m, most = self._session.manifest, self._rows
         near, rows = max(1, far // NEAR), row_points(most)
-        tokens = token_points(least, min(16 * most + 64, 512), self._even)
+        tokens = token_points(min(16 * most + 64, 512), self._even)
         coarse = [n for n in tokens if n & (n - 1) == 0 or n == tokens[-1]]
         few = [n for n in coarse if n <= max(64, 4 * most)]
         ends = sorted({1, most})
@@ -151,7 +151,7 @@ class _Survey:
             Probe(_spread(r, t), near) for t in points for r in some if t >= r
         ]
         deep = lambda widths: [Probe((n,) * r, far) for n in widths for r in ends]  # noqa: E731
-        silent = lambda points: [Probe((t,), near, silent=True) for t in points if t > least]  # noqa: E731
+        silent = lambda points: [Probe((t,), near, silent=True) for t in points if t > 1]  # noqa: E731
         uneven = lambda points: [  # noqa: E731
             Probe((t - (most - 1), *(1,) * (most - 1)), near) for t in points if most > 1 and t >= 6 * most
         ]

@@ -19,14 +19,6 @@ def test_rows_are_packed_side_by_side() -> None:
     assert not batch.ancestors[2, 0, 1:].any(), "a node sees what stands in beside it"
 
 
-def test_a_single_token_is_padded_to_two_only_when_exact() -> None:
-    batch, _ = Packer(exact=True, even=False, widest=8).pack([(5, lone(6))])
-    assert batch.count.tolist() == [2] and batch.wanted.tolist() == [0, 0]
-    assert not batch.ancestors[0, 0, 1], "a node sees what was added to its row"
-    batch, _ = Packer(exact=False, even=True, widest=8).pack([(5, lone(6))])
-    assert batch.count.tolist() == [1] and batch.wanted.tolist() == [0] and batch.ancestors.shape == (1, 1, 1)
-
-
 def test_rows_of_one_token_have_place_for_two_nodes_only_when_exact() -> None:
     works = [(5, lone(6)), (7, lone(8))]
     batch, _ = Packer(exact=True, even=False, widest=8).pack(works)
@@ -42,6 +34,6 @@ def test_an_odd_step_gets_one_token_more_when_asked() -> None:
     assert not batch.ancestors[2, :3, 3].any()
 
 
-def test_a_chunk_of_one_stays_a_chain() -> None:
+def test_a_chunk_of_one_stays_alone() -> None:
     batch, _ = Packer(exact=True, even=False, widest=8).pack([(0, [4])])
-    assert np.array_equal(batch.ancestors[0], np.tri(2, dtype=bool)) and batch.depth.tolist() == [0, 1]
+    assert batch.ancestors[0].tolist() == [[True, False], [False, False]] and batch.depth.tolist() == [0]

@@ -190,9 +190,9 @@ def test_a_survey_keeps_to_the_memory_for_keys_and_values(tmp_path: Path) -> Non
 def test_points() -> None:
     assert row_points(1) == [1]
     assert row_points(6) == [1, 2, 4, 6]
-    assert token_points(2, 20, even=False) == [2, 3, 4, 6, 8, 12, 16, 24]
-    assert token_points(1, 6, even=False) == [1, 2, 3, 4, 6]
-    assert token_points(2, 12, even=True) == [2, 4, 6, 8, 12]
+    assert token_points(20, even=False) == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+    assert token_points(6, even=False) == [1, 2, 3, 4, 6]
+    assert token_points(12, even=True) == [2, 4, 6, 8, 12]
 
 
 @pytest.fixture
