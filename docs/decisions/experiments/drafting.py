@@ -20,9 +20,11 @@ from runtime.tree import PUBLISHED_ACCURACY, Universe
 ROWS, NODES, TOP_K = 8, 16, 10
 
 
-def microseconds(work: Callable[[], object], runs: int = 2000) -> str:
-    times = []
+def microseconds(work: Callable[[], object], runs: int = 2000, swept: int = 0) -> str:
+    """Of `runs` runs, before each of which `swept` bytes are read: what a decoder does to the processor's caches."""
+    times, memory = [], np.ones(swept // 8)
     for _ in range(runs):
+        memory.sum()
         begin = time.perf_counter()
         work()
         times.append((time.perf_counter() - begin) * 1e6)
@@ -62,6 +64,8 @@ def main() -> None:
     print(f"the best of each row       {microseconds(lambda: candidates.best(most, NEVER))}")
     print(f"tokens, parents, ancestors {microseconds(lambda: candidates.build(places))}")
     print(f"these three together       {microseconds(all_of_it)}")
+    for megabytes in (16, 64):
+        print(f"  after {megabytes} MB were read       {microseconds(all_of_it, 200, megabytes << 20)}")
     print(f"the budget over all rows   {microseconds(lambda: best(nodes, lengths, load, prices))}")
 
 

@@ -80,7 +80,7 @@ def main() -> None:
     for rows in (1, ROWS):
         steps = {"two nodes in attention": batch(exact, rows, 1), "one": batch(free, rows, 1)}
         print(f"{rows} rows of 1: {compare(session, steps)}", flush=True)
-    for rows, nodes in ((1, 4), (1, 8), (1, 16), (ROWS, 4), (ROWS, 8)):
+    for rows, nodes in ((1, 4), (1, 8), (1, 16), (ROWS, 2), (ROWS, 4), (ROWS, 8)):
         print(f"{rows} rows of {nodes}: {compare(session, {'': batch(exact, rows, nodes)}).strip()}", flush=True)
     print("operators, ms a step (and how many):")
     operators(artifact, {f"{rows} rows of {n}": batch(exact, rows, n) for rows, n in ((1, 1), (1, 8), (ROWS, 1))})
