@@ -39,7 +39,7 @@ artifacts/demo-%/manifest.json: $(DEMO_FROM) | .venv/.serve
 
 export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into artifacts/NAME
 	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=DIR [HEADS=PATH] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
-	@needs=$$($(PY) -m export.needs $(HEADS)) && if [ -n "$$needs" ]; then $(MAKE) --no-print-directory .venv/.$$needs; fi
+	@needs=$$($(PY) -m export.needs $(CHECKPOINT) $(HEADS)) && if [ -n "$$needs" ]; then $(MAKE) --no-print-directory .venv/.$$needs; fi
 	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
 
 bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative

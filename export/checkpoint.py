@@ -1,17 +1,24 @@
 """A Llama checkpoint's tensors: checked against the config when opened, read one at a time when asked for."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from export.config import ModelConfig
 from export.fields import read_object
-from export.tensors import Shape, Stored, match, open_safetensors, read
+from export.tensors import Shape, Stored, match, open_pickle, open_safetensors, read
 from runtime.errors import CheckpointError, TensorError
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+Opener = Callable[[Path], dict[str, Stored]]
+# How each kind of file is opened, its name when it is the only one, and that of the index when it is not.
+LAYOUTS: tuple[tuple[Opener, str, str], ...] = (
+    (open_safetensors, FILE, INDEX),
+    (open_pickle, "pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Written by older versions of transformers; follows from the config.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -36,6 +43,12 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
                 if bias:
                     shapes[f"{layer}.{block}.{part}.bias"] = shape[:1]
     return shapes
+
+
+def is_pickled(directory: Path) -> bool:
+    """Whether reading the directory's tensors takes torch."""
+    found = [opener for opener, *names in LAYOUTS for name in names if (directory / name).is_file()]
+    return found[:1] == [open_pickle]
 
 
 class Checkpoint:
@@ -74,28 +87,21 @@ class Checkpoint:
 
 
 def _open(directory: Path) -> dict[str, Stored]:
-    """Every tensor of the one file, or of the files that the index lists."""
-    if (directory / FILE).is_file():
-        return open_safetensors(directory / FILE)
-    if (directory / INDEX).is_file():
-        return _open_shards(directory)
-    if pickles := sorted(directory.glob("pytorch_model*.bin")):
-        raise CheckpointError(
-            f'{pickles[0]} is a pickled checkpoint, expected {FILE} or {INDEX}: convert it with python -c "from '
-            f"transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', "
-            f"dtype='auto').save_pretrained('{directory}')\" (needs pip install 'gorgon[export]')"
-        )
-    raise CheckpointError(f"{directory} has neither {FILE} nor {INDEX}: expected one of them")
+    """Every tensor of the one file, or of the files that the index lists; safetensors before pickles."""
+    for opener, single, index in LAYOUTS:
+        if (directory / single).is_file():
+            return opener(directory / single)
+        if (directory / index).is_file():
+            return _open_shards(directory / index, opener)
+    names = [name for _, *pair in LAYOUTS for name in pair]
+    raise CheckpointError(f"{directory} has no tensors: expected one of {', '.join(names)}")
 
 
-def _open_shards(directory: Path) -> dict[str, Stored]:
-    path = directory / INDEX
-    places = read_object(path).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(p, str) and Path(p).name == p for p in places.values()):
-        raise CheckpointError(f"{path}: weight_map has to be an object of tensor names and names of files beside it")
+def _open_shards(path: Path, opener: Opener) -> dict[str, Stored]:
+    places = _places(path)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
-        for name, tensor in open_safetensors(directory / file).items():
+        for name, tensor in opener(path.with_name(file)).items():
             if places.get(name) != file:
                 raise TensorError(f"{path}: {name} is in {file}, the index says {places.get(name, 'nothing of it')}")
             found[name] = tensor
@@ -103,3 +109,11 @@ def _open_shards(directory: Path) -> dict[str, Stored]:
         name = min(missing)
         raise TensorError(f"{path}: {name} is not in {places[name]}, where the index says it is")
     return found
+
+
+def _places(path: Path) -> dict[str, str]:
+    """Which file holds each tensor, as an index says."""
+    places = read_object(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) and Path(p).name == p for p in places.values()):
+        raise CheckpointError(f"{path}: weight_map has to be an object of tensor names and names of files beside it")
+    return places

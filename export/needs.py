@@ -1,18 +1,20 @@
-"""Prints what must be installed beside `gorgon[serve]` to export these heads: `export` for pickles, else nothing.
+"""Prints what must be installed beside `gorgon[serve]` to export a checkpoint: `export` for pickles, else nothing.
 
-Run:  python -m export.needs [HEADS]
+Run:  python -m export.needs CHECKPOINT [HEADS]
 """
 
 import sys
 from pathlib import Path
 
-from export.heads import needs_torch
+from export import heads
+from export.checkpoint import is_pickled
 from runtime.errors import GorgonError
 
 
 def main(arguments: list[str]) -> int:
+    checkpoint, *others = map(Path, arguments)
     try:
-        if any(needs_torch(Path(argument)) for argument in arguments):
+        if any(map(heads.needs_torch, others)) or is_pickled(checkpoint):
             print("export")
     except GorgonError as error:
         print(f"export: {error}", file=sys.stderr)

@@ -53,6 +53,8 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         raise CheckpointError(
             f"{path} is a pickle, which needs torch to read: `make export` installs it, or pip install 'gorgon[export]'"
         ) from None
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
     try:
         raw: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # whatever the unpickler meets: RuntimeError, EOFError, UnpicklingError, ...

@@ -14,7 +14,7 @@ from export.config import ModelConfig
 from export.heads import MedusaHeads, known_accuracy, locate
 from export.needs import main as needs
 from runtime.errors import CheckpointError, TensorError
-from tests.checkpoints import medusa_heads, medusa_tensors, tiny_llama
+from tests.checkpoints import medusa_heads, medusa_tensors, save_pickle, tiny_llama
 
 Tensors = dict[str, np.ndarray]
 
@@ -22,11 +22,6 @@ Tensors = dict[str, np.ndarray]
 @pytest.fixture
 def config(tmp_path: Path) -> ModelConfig:
     return ModelConfig.read(tiny_llama(tmp_path / "base"))
-
-
-def save_pickle(path: Path, tensors: Tensors) -> Path:
-    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, path)
-    return path
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -129,7 +124,7 @@ def test_bad_heads(tmp_path: Path, config: ModelConfig, name: str, pickled: bool
     edit(tensors)
     path = tmp_path / ("heads.pt" if pickled else "heads.safetensors")
     if pickled:
-        save_pickle(path, tensors)
+        save_pickle(tensors, path)
     else:
         save_file(tensors, path)
     with pytest.raises(TensorError) as caught:
@@ -168,7 +163,8 @@ def test_a_pickle_of_something_else(tmp_path: Path, config: ModelConfig) -> None
 def test_without_torch_the_error_says_what_installs_it(
     tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save_pickle(tmp_path / "heads.pt", medusa_tensors("v1"))
+    path = tmp_path / "heads.pt"
+    save_pickle(medusa_tensors("v1"), path)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(CheckpointError, match="needs torch to read: `make export` installs it"):
         MedusaHeads.read(path, config)
@@ -185,11 +181,18 @@ def test_where_heads_are_looked_for(tmp_path: Path) -> None:
 
 
 def test_needs_prints_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert needs([]) == 0 and needs([str(medusa_heads(tmp_path / "safe"))]) == 0
+    base, heads = str(tiny_llama(tmp_path / "base")), str(medusa_heads(tmp_path / "heads"))
+    assert needs([base]) == 0 and needs([base, heads]) == 0
     assert capsys.readouterr().out == ""
-    assert needs([str(save_pickle(tmp_path / "heads.pt", medusa_tensors("v1")))]) == 0
-    assert capsys.readouterr().out == "export\n"
-    assert needs([str(tmp_path / "nowhere")]) == CheckpointError.exit_code
+    save_pickle(medusa_tensors("v1"), tmp_path / "heads.pt")
+    pickled = [str(tiny_llama(tmp_path / f"pickled-{shards}", shards=shards, pickled=True)) for shards in (1, 2)]
+    for arguments in ([base, str(tmp_path / "heads.pt")], [pickled[0]], [pickled[1], heads]):
+        assert needs(arguments) == 0
+        assert capsys.readouterr().out == "export\n"
+    tiny_llama(tmp_path / "pickled-1")  # safetensors beside the pickle: that is what an export reads
+    assert needs(pickled[:1]) == 0
+    assert capsys.readouterr().out == ""
+    assert needs([base, str(tmp_path / "nowhere")]) == CheckpointError.exit_code
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
