@@ -39,7 +39,8 @@ artifacts/demo-%/manifest.json: $(DEMO_FROM) | .venv/.serve
 
 export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into artifacts/NAME
 	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=DIR [HEADS=PATH] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
-	@needs=$$($(PY) -m export.needs $(CHECKPOINT) $(HEADS)) && if [ -n "$$needs" ]; then $(MAKE) --no-print-directory .venv/.$$needs; fi
+	@needs=$$($(PY) -m export.needs $(CHECKPOINT) $(HEADS)) && \
+	    for need in $$needs; do $(MAKE) --no-print-directory .venv/.$$need || exit; done
 	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
 
 bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
@@ -80,14 +81,10 @@ demo-model: .venv/.export ## train the demo model again, from data to heads (abo
 	$(INSTALL) ".[serve]"
 	@touch $@
 
-.venv/.export: $(PACKAGES) | .venv/.made
-	$(INSTALL) ".[serve,export]"
-	@touch $@
-
-.venv/.bench: $(PACKAGES) | .venv/.made
-	$(INSTALL) ".[serve,bench]"
+.venv/.export .venv/.sentencepiece .venv/.gguf .venv/.bench: .venv/.%: $(PACKAGES) | .venv/.made
+	$(INSTALL) ".[serve,$*]"
 	@touch $@
 
 .venv/.test: $(PACKAGES) | .venv/.made
-	$(INSTALL) ".[serve,export,bench,test]"
-	@touch $@ .venv/.serve .venv/.export .venv/.bench
+	$(INSTALL) ".[serve,export,gguf,bench,test]"
+	@touch $@ .venv/.serve .venv/.export .venv/.sentencepiece .venv/.gguf .venv/.bench

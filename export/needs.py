@@ -1,4 +1,6 @@
-"""Prints what must be installed beside `gorgon[serve]` to export a checkpoint: `export` for pickles, else nothing.
+"""Prints the extras to install beside `gorgon[serve]` to export a checkpoint, one a line; often none.
+
+`export` for pickles, `sentencepiece` for a tokenizer.model without a tokenizer.json.
 
 Run:  python -m export.needs CHECKPOINT [HEADS]
 """
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from export import heads
 from export.checkpoint import is_pickled
+from export.tokenizer import needs_sentencepiece
 from runtime.errors import GorgonError
 
 
@@ -19,6 +22,8 @@ def main(arguments: list[str]) -> int:
     except GorgonError as error:
         print(f"export: {error}", file=sys.stderr)
         return error.exit_code
+    if needs_sentencepiece(checkpoint):
+        print("sentencepiece")
     return 0
 
 

@@ -79,7 +79,7 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
     """Exporting safetensors takes what serving takes."""
     base, heads = tiny_llama(tmp_path / "base"), medusa_heads(tmp_path / "heads")
     code = (
-        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'sentencepiece'));"
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'sentencepiece', 'gguf'));"
         "from export.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = [str(base), "--heads", str(heads), "--out", str(tmp_path / "tiny")]

@@ -189,6 +189,12 @@ def test_needs_prints_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixt
     for arguments in ([base, str(tmp_path / "heads.pt")], [pickled[0]], [pickled[1], heads]):
         assert needs(arguments) == 0
         assert capsys.readouterr().out == "export\n"
+    bare = tiny_llama(tmp_path / "bare")
+    (bare / "tokenizer.model").touch()
+    assert needs([str(bare)]) == 0 and capsys.readouterr().out == ""
+    (bare / "tokenizer.json").unlink()
+    assert needs([str(bare), str(tmp_path / "heads.pt")]) == 0
+    assert capsys.readouterr().out == "export\nsentencepiece\n"
     tiny_llama(tmp_path / "pickled-1")  # safetensors beside the pickle: that is what an export reads
     assert needs(pickled[:1]) == 0
     assert capsys.readouterr().out == ""
