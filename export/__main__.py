@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.chat import NAMES as CHAT_TEMPLATES
 from runtime.errors import GorgonError
 from runtime.manifest import PRECISIONS
 
@@ -23,6 +24,10 @@ def parser() -> argparse.ArgumentParser:
     add("--heads", type=Path, metavar="PATH", help="Medusa heads: a file, or the directory that holds it")
     add("--precision", choices=PRECISIONS, default="int8", help="of the linear layers (default: %(default)s)")
     add("--context", type=int, metavar="N", help="tokens of prompt and answer together (default: the checkpoint's own)")
+    add(
+        "--chat-template", metavar="NAME|FILE",
+        help=f"{', '.join(CHAT_TEMPLATES)}, or a file (default: the checkpoint's own, else by its name or tokens)",
+    )  # fmt: skip
     add("--out", type=Path, required=True, metavar="artifacts/NAME", help="the artifact to make, or to replace")
     return top
 
@@ -32,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from export.artifact import Source, export  # once the options are known, so that --help is quick
 
-        source = Source(options.checkpoint, options.heads, options.precision, options.context)
-        manifest, report = export(source, options.out, Progress(str(options.out)))
+        source = Source(options.checkpoint, options.heads, options.precision, options.context, options.chat_template)
+        manifest, report = export(source, options.out, Progress(str(options.out)), note)
     except (GorgonError, OSError) as error:
         print(f"{CLEAR}export: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, GorgonError) else 1
@@ -50,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
+
+
+def note(line: str) -> None:
+    """A line that stays."""
+    print(f"{CLEAR}{line}", file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -28,7 +28,8 @@ def test_a_whole_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_one_default_an_option() -> None:
     options = parser().parse_args(["base", "--out", "tiny"])
     source = Source(Path("base"))
-    assert (options.heads, options.precision, options.context) == (source.heads, source.precision, source.context)
+    for name in ("heads", "precision", "context", "chat_template"):
+        assert getattr(options, name) == getattr(source, name)
 
 
 BAD: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
@@ -53,7 +54,8 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 def test_errors(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, code, message = BAD[name]
     assert main([*arguments(tmp_path), "--out", str(tmp_path / "tiny")]) == code
-    (line,) = capsys.readouterr().err.splitlines()
+    *before, line = capsys.readouterr().err.splitlines()
+    assert all(other.startswith("chat template: ") for other in before)
     assert line.startswith("export: ") and message in line
 
 
