@@ -41,7 +41,7 @@ export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into art
 	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=DIR [HEADS=PATH] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
 	@needs=$$($(PY) -m export.needs $(CHECKPOINT) $(HEADS)) && \
 	    for need in $$needs; do $(MAKE) --no-print-directory .venv/.$$need || exit; done
-	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
+	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) $(OPTIONS) --out artifacts/$(NAME)
 
 bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
 	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(DEMO_PROMPTS)) \

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from export.chat import NAMES as CHAT_TEMPLATES
@@ -18,10 +19,13 @@ def parser() -> argparse.ArgumentParser:
         "that do not fit, 5 a failed self-test, 130 interrupted; OUT is then what it was before",
     )
     add = top.add_argument
-    add(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="directory with config.json, safetensors and tokenizer.json"
-    )
-    add("--heads", type=Path, metavar="PATH", help="Medusa heads: a file, or the directory that holds it")
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a Hugging Face directory: config.json, tensors, tokenizer")
+    heads = top.add_mutually_exclusive_group()
+    heads.add_argument(
+        "--heads", type=Path, metavar="PATH",
+        help="Medusa heads: a file, or the directory that holds it (default: those in CHECKPOINT, if it has any)",
+    )  # fmt: skip
+    heads.add_argument("--plain", action="store_true", help="no heads, even if CHECKPOINT has some")
     add("--precision", choices=PRECISIONS, default="int8", help="of the linear layers (default: %(default)s)")
     add("--context", type=int, metavar="N", help="tokens of prompt and answer together (default: the checkpoint's own)")
     add(
@@ -37,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from export.artifact import Source, export  # once the options are known, so that --help is quick
 
-        source = Source(options.checkpoint, options.heads, options.precision, options.context, options.chat_template)
+        asked = {field.name: getattr(options, field.name) for field in fields(Source)}
+        source = Source(**asked)
         manifest, report = export(source, options.out, Progress(str(options.out)), note)
     except (GorgonError, OSError) as error:
         print(f"{CLEAR}export: {error}", file=sys.stderr)

@@ -14,9 +14,9 @@ from export.checkpoint import LM_HEAD
 from export.decoder import Progress, build_decoder
 from export.directory import check, replacing
 from export.draft_heads import build_heads
-from export.heads import MedusaHeads, known_accuracy
+from export.heads import MedusaHeads, known_accuracy, misstated
 from export.linear import INT4_BLOCK
-from export.model import open_model
+from export.model import Model, open_model
 from export.selftest import Report
 from export.tokenizer import FILE as TOKENIZER
 from runtime.errors import ArtifactError
@@ -27,13 +27,17 @@ DRAFT_TOP_K = 10  # the published tree for vicuna-7b uses ranks up to 9
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is exported: a checkpoint, its heads, and how. None means the checkpoint's own context and chat template."""
+    """What is exported: a checkpoint, its heads, and how. None means the checkpoint's own, of what it has.
+
+    `plain` leaves out even the heads that the checkpoint has itself.
+    """
 
     checkpoint: Path
     heads: Path | None = None
     precision: str = "int8"
     context: int | None = None
     chat_template: str | None = None  # a name of export.chat's, or a file
+    plain: bool = False
 
 
 def unheard(line: str) -> None:
@@ -56,7 +60,7 @@ def export(
         source.chat_template, model.tokenizer.chat_template, model.names, tokenizer, source.checkpoint
     )
     note(f"chat template: {template.rule}")
-    heads = None if source.heads is None else MedusaHeads.read(source.heads, config)
+    heads = _heads(source, model, note)
     with replacing(out) as directory:
         build_decoder(config, checkpoint.tensor, source.precision, directory, progress)
         top_k = min(DRAFT_TOP_K, config.vocab)
@@ -81,7 +85,7 @@ def export(
             capacity=capacity_of(config.context),
             medusa_heads=0 if heads is None else heads.count,
             draft_top_k=top_k,
-            head_accuracy=None if heads is None or source.heads is None else known_accuracy(source.heads, heads.count),
+            head_accuracy=None if heads is None else known_accuracy(heads.file, heads.count),
             bos=config.bos,
             eos=chat.end_tokens(template.text, tokenizer, config.eos),
             chat_template=template.text,
@@ -95,6 +99,22 @@ def export(
         progress("self-test")
         report = selftest.run(directory, checkpoint, heads)
     return manifest, report
+
+
+def _heads(source: Source, model: Model, note: Callable[[str], None]) -> MedusaHeads | None:
+    """The heads asked for, else those that the checkpoint has itself."""
+    if source.plain:
+        return None
+    if source.heads is not None:
+        heads: MedusaHeads | None = MedusaHeads.read(source.heads, model.config)
+    else:
+        heads = MedusaHeads.within(source.checkpoint, model.checkpoint)
+    if heads is not None:
+        if source.heads is None:
+            note(f"{heads.count} Medusa heads found in {heads.file}")
+        if (wrong := misstated(heads)) is not None:
+            note(wrong)
+    return heads
 
 
 def write_head_accuracy(artifact: Path, manifest: Manifest, accuracy: tuple[tuple[float, ...], ...]) -> None:

@@ -1,7 +1,6 @@
 """A Llama checkpoint's tensors: checked against the config when opened, read one at a time when asked for."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,9 @@ from runtime.errors import CheckpointError, TensorError
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-Opener = Callable[[Path], dict[str, Stored]]
-# How each kind of file is opened, its name when it is the only one, and that of the index when it is not.
-LAYOUTS: tuple[tuple[Opener, str, str], ...] = (
-    (open_safetensors, FILE, INDEX),
-    (open_pickle, "pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
+FILES = (FILE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first that is there is read
+PICKLES = (".pt", ".pth", ".bin")
+HEADS = "medusa_head."  # prefixed to the heads' names where they are in the checkpoint itself
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Written by older versions of transformers; follows from the config.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -45,20 +41,20 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
-def is_pickled(directory: Path) -> bool:
-    """Whether reading the directory's tensors takes torch."""
-    found = [opener for opener, *names in LAYOUTS for name in names if (directory / name).is_file()]
-    return found[:1] == [open_pickle]
-
-
 class Checkpoint:
-    """The tensors of a directory, by their Hugging Face names; opening it checks names, shapes and types."""
+    """The tensors of a directory, by their Hugging Face names; opening it checks names, shapes and types.
+
+    `heads` are those of Medusa heads among them, which are matched by who reads them.
+    """
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         self.config = config
         self._directory = directory
-        found = _open(directory)
-        self._tensors = {name: tensor for name, tensor in found.items() if not _DERIVED.fullmatch(name)}
+        found = open_file(find(directory))
+        self.heads = {name: tensor for name, tensor in found.items() if name.startswith(HEADS)}
+        self._tensors = {
+            name: tensor for name, tensor in found.items() if name not in self.heads and not _DERIVED.fullmatch(name)
+        }
         head = self._tensors.pop(LM_HEAD, None) if config.tied else None
         match(self._tensors, expected_shapes(config), directory)
         if head is not None:
@@ -86,18 +82,24 @@ class Checkpoint:
             )
 
 
-def _open(directory: Path) -> dict[str, Stored]:
-    """Every tensor of the one file, or of the files that the index lists; safetensors before pickles."""
-    for opener, single, index in LAYOUTS:
-        if (directory / single).is_file():
-            return opener(directory / single)
-        if (directory / index).is_file():
-            return _open_shards(directory / index, opener)
-    names = [name for _, *pair in LAYOUTS for name in pair]
-    raise CheckpointError(f"{directory} has no tensors: expected one of {', '.join(names)}")
+def find(directory: Path) -> Path:
+    """The file or the index of a directory's tensors; safetensors before pickles."""
+    for name in FILES:
+        if (directory / name).is_file():
+            return directory / name
+    raise CheckpointError(f"{directory} has no tensors: expected one of {', '.join(FILES)}")
 
 
-def _open_shards(path: Path, opener: Opener) -> dict[str, Stored]:
+def is_pickled(path: Path) -> bool:
+    """Whether reading a file of tensors, or the files of an index, takes torch."""
+    return Path(path.name.removesuffix(".index.json")).suffix in PICKLES
+
+
+def open_file(path: Path) -> dict[str, Stored]:
+    """Every tensor of a file, or of the files that an index lists."""
+    opener = open_pickle if is_pickled(path) else open_safetensors
+    if path.suffix != ".json":
+        return opener(path)
     places = _places(path)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):

@@ -21,7 +21,7 @@ HONOURED = frozenset({
 # Fields that would change the result: the only values that are honoured, the first being the one to ask for.
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], None),
+    "architectures": (["LlamaForCausalLM"], ["MedusaModelLlama"], ["MedusaLlamaForCausalLM"], None),
     "hidden_act": ("silu", "swish"),
     "pretraining_tp": (1, None),
     "partial_rotary_factor": (1, None),

@@ -8,16 +8,18 @@ Run:  python -m export.needs CHECKPOINT [HEADS]
 import sys
 from pathlib import Path
 
-from export import heads
-from export.checkpoint import is_pickled
+from export.checkpoint import find, is_pickled
+from export.heads import beside, needs_torch
 from export.tokenizer import needs_sentencepiece
 from runtime.errors import GorgonError
 
 
 def main(arguments: list[str]) -> int:
     checkpoint, *others = map(Path, arguments)
+    own = beside(checkpoint)
+    heads = others or ([] if own is None else [own])
     try:
-        if any(map(heads.needs_torch, others)) or is_pickled(checkpoint):
+        if is_pickled(find(checkpoint)) or any(map(needs_torch, heads)):
             print("export")
     except GorgonError as error:
         print(f"export: {error}", file=sys.stderr)

@@ -30,13 +30,23 @@ CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['co
 
 
 def tiny_llama(
-    directory: Path, *, seed: int = 0, dtype: str = "float32", shards: int = 1, pickled: bool = False, **overrides: Any
+    directory: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    shards: int = 1,
+    pickled: bool = False,
+    heads: str | None = None,
+    **overrides: Any,
 ) -> Path:
-    """A whole checkpoint; an override of None deletes the field of config.json."""
+    """A checkpoint; an override of None deletes the field of config.json. `heads`: their layout, among the tensors."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in (CONFIG | overrides).items() if value is not None}
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    tensors = {name: value.astype(TYPES[dtype]) for name, value in random_tensors(config, seed).items()}
+    tensors = random_tensors(config, seed)
+    if heads is not None:
+        tensors |= {f"medusa_head.{name}": value for name, value in medusa_tensors(heads).items()}
+    tensors = {name: value.astype(TYPES[dtype]) for name, value in tensors.items()}
     write_tensors(directory, tensors, shards, pickled)
     write_tokenizer(directory)
     return directory

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from export.checkpoint import Checkpoint
 from export.config import ModelConfig
-from export.heads import MedusaHeads, known_accuracy, locate
+from export.heads import MedusaHeads, known_accuracy, locate, misstated
 from export.needs import main as needs
 from runtime.errors import CheckpointError, TensorError
 from tests.checkpoints import medusa_heads, medusa_tensors, save_pickle, tiny_llama
@@ -73,6 +74,51 @@ def test_vllm_heads_that_store_one_product_under_the_first_head(tmp_path: Path, 
     heads = MedusaHeads.read(tmp_path, config)
     last = heads.lm(2)
     assert last is not None and np.array_equal(last, tensors["lm_heads.0.weight"])
+
+
+@pytest.mark.parametrize("layout", ["v1", "v2"])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_heads_among_the_checkpoints_tensors(tmp_path: Path, layout: str, shards: int, pickled: bool) -> None:
+    """Medusa-2 trains base and heads together and saves them together."""
+    base = tiny_llama(tmp_path / "both", heads=layout, shards=shards, pickled=pickled)
+    config = ModelConfig.read(base)
+    want = medusa_tensors(layout)
+    for heads in (MedusaHeads.within(base, Checkpoint(base, config)), MedusaHeads.read(base, config)):
+        assert heads is not None and heads.count == 3
+        assert np.array_equal(heads.resblock(2)[0][0], want["2.0.linear.weight"])
+        lm = heads.lm(1)
+        assert np.array_equal(lm, want["1.1.weight"]) if lm is not None else layout == "v2"
+        assert known_accuracy(heads.file, 3) is None
+
+
+def test_heads_beside_the_checkpoints_tensors(tmp_path: Path, config: ModelConfig) -> None:
+    base = tmp_path / "base"
+    assert MedusaHeads.within(base, Checkpoint(base, config)) is None
+    medusa_heads(base, count=2)
+    heads = MedusaHeads.within(base, Checkpoint(base, config))
+    assert heads is not None and (heads.count, heads.file) == (2, base / "medusa_lm_head.safetensors")
+
+
+def test_heads_among_the_tensors_have_to_fit_too(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "both", heads="v1")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["medusa_head.1.0.linear.bias"]
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(TensorError, match=r"model.safetensors: 1\.0\.linear\.bias is missing"):
+        MedusaHeads.within(base, Checkpoint(base, ModelConfig.read(base)))
+
+
+def test_the_tensors_say_how_many_heads_there_are(tmp_path: Path, config: ModelConfig) -> None:
+    """vicuna-7b-v1.3's config.json says two, its file holds five."""
+    directory = medusa_heads(tmp_path / "heads", count=5)
+    heads = MedusaHeads.read(directory, config)
+    assert heads.count == 5 and misstated(heads) is None
+    for stated, line in ((5, None), (2, f"{directory / 'config.json'} says medusa_num_heads 2, ")):
+        (directory / "config.json").write_text(json.dumps({"medusa_num_heads": stated, "medusa_num_layers": 1}))
+        found = misstated(MedusaHeads.read(directory, config))
+        assert found == line or (found is not None and line is not None and found.startswith(line))
+    assert found is not None and found.endswith("medusa_lm_head.safetensors holds 5 heads: all of them are used")
 
 
 BAD: dict[str, tuple[str, Callable[[Tensors], object], list[str]]] = {
@@ -195,6 +241,10 @@ def test_needs_prints_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixt
     (bare / "tokenizer.json").unlink()
     assert needs([str(bare), str(tmp_path / "heads.pt")]) == 0
     assert capsys.readouterr().out == "export\nsentencepiece\n"
+    both = tiny_llama(tmp_path / "both")
+    save_pickle(medusa_tensors("v1"), both / "medusa_lm_head.pt")
+    assert needs([str(both)]) == 0 and capsys.readouterr().out == "export\n"
+    assert needs([str(both), heads]) == 0 and capsys.readouterr().out == ""
     tiny_llama(tmp_path / "pickled-1")  # safetensors beside the pickle: that is what an export reads
     assert needs(pickled[:1]) == 0
     assert capsys.readouterr().out == ""
