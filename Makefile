@@ -27,7 +27,7 @@ help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make serve      ARTIFACT=artifacts/NAME PORT=8000 OPTIONS=\"--rows 16 ...\"  (all options: python -m service --help)"
-	@echo "  make export     CHECKPOINT=DIR HEADS=PATH PRECISION=fp32|int8|int4 NAME=NAME"
+	@echo "  make export     CHECKPOINT=DIR HEADS=PATH PRECISION=fp32|int8|int8-block32|int4 NAME=NAME"
 	@echo "  make bench      ARTIFACT=artifacts/NAME OPTIONS=\"--max-tokens 64 ...\""
 
 serve: .venv/.serve $(DEMO_ARTIFACT) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT

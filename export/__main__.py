@@ -10,6 +10,11 @@ from export.chat import NAMES as CHAT_TEMPLATES
 from runtime.errors import GorgonError
 from runtime.manifest import PRECISIONS
 
+PRECISION_HELP = (
+    "of the linear layers: int8 in channels, int4 and int8-block32 in blocks of 32 weights, which keep the values of "
+    "GGUF's Q4_0 and Q8_0 bit for bit (default: %(default)s)"
+)
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -26,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         help="Medusa heads: a file, or the directory that holds it (default: those in CHECKPOINT, if it has any)",
     )  # fmt: skip
     heads.add_argument("--plain", action="store_true", help="no heads, even if CHECKPOINT has some")
-    add("--precision", choices=PRECISIONS, default="int8", help="of the linear layers (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="int8", help=PRECISION_HELP)
     add("--context", type=int, metavar="N", help="tokens of prompt and answer together (default: the checkpoint's own)")
     add(
         "--chat-template", metavar="NAME|FILE",

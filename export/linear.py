@@ -1,7 +1,7 @@
 """One linear layer in each precision: y = x W^T + b over packed tokens.
 
-fp32: MatMul. int8: W8A8 per token and output channel. int4: MatMulNBits. Operators and their measured speed:
-docs/decisions/0002-linear-layers.md.
+fp32: MatMul. int8: W8A8 per token and output channel. int4, int8-block32: MatMulNBits. Operators and their measured
+speed: docs/decisions/0002-linear-layers.md.
 """
 
 import numpy as np
@@ -10,7 +10,8 @@ from export import quantize
 from export.emitter import MICROSOFT, Emitter
 
 INT4_BLOCK = 32
-INT4_ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
+INT8_BLOCK = 32  # as in GGUF's Q8_0
+ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
 
 
 def linear(
@@ -22,14 +23,23 @@ def linear(
         y = emitter.node("MatMul", x, emitter.weight(name, weight.T), name=product)
     elif precision == "int8":
         y = _int8(emitter, x, name, weight, product)
+    elif precision == "int8-block32":
+        y = _blocks(emitter, x, name, *quantize.int8_blocks(weight, INT8_BLOCK), (8, INT8_BLOCK), weight.shape, product)
     else:
-        packed, scale = quantize.int4(weight, INT4_BLOCK)
-        y = emitter.node(
-            "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=product,
-            domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK,
-            accuracy_level=INT4_ACCURACY,
-        )  # fmt: skip
+        y = _blocks(emitter, x, name, *quantize.int4(weight, INT4_BLOCK), (4, INT4_BLOCK), weight.shape, product)
     return y if bias is None else emitter.node("Add", y, emitter.weight(f"{name}.bias", bias), name=result)
+
+
+def _blocks(
+    emitter: Emitter, x: str, name: str, packed: np.ndarray, scale: np.ndarray, form: tuple[int, int],
+    shape: tuple[int, ...], result: str,
+) -> str:  # fmt: skip
+    """`form`: bits of a weight, weights of a block."""
+    bits, block = form
+    return emitter.node(
+        "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=result,
+        domain=MICROSOFT, K=shape[1], N=shape[0], bits=bits, block_size=block, accuracy_level=ACCURACY,
+    )  # fmt: skip
 
 
 def _int8(emitter: Emitter, x: str, name: str, weight: np.ndarray, result: str) -> str:
