@@ -24,7 +24,10 @@ def parser() -> argparse.ArgumentParser:
         "that do not fit, 5 a failed self-test, 130 interrupted; OUT is then what it was before",
     )
     add = top.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a Hugging Face directory: config.json, tensors, tokenizer")
+    add(
+        "checkpoint", type=Path, metavar="CHECKPOINT",
+        help="a Hugging Face directory (config.json, tensors, tokenizer), or a GGUF file",
+    )  # fmt: skip
     heads = top.add_mutually_exclusive_group()
     heads.add_argument(
         "--heads", type=Path, metavar="PATH",

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from tokenizers import Tokenizer
 
-from export import chat, selftest
+from export import chat, losses, selftest
 from export.checkpoint import LM_HEAD
 from export.decoder import Progress, build_decoder
 from export.directory import check, replacing
@@ -60,6 +60,8 @@ def export(
         source.chat_template, model.tokenizer.chat_template, model.names, tokenizer, source.checkpoint
     )
     note(f"chat template: {template.rule}")
+    if (remark := losses.remark(checkpoint.dtypes, source.precision)) is not None:
+        note(remark)
     heads = _heads(source, model, note)
     with replacing(out) as directory:
         build_decoder(config, checkpoint.tensor, source.precision, directory, progress)

@@ -1,6 +1,7 @@
 """A Llama checkpoint's tensors: checked against the config when opened, read one at a time when asked for."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,21 +43,22 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 class Checkpoint:
-    """The tensors of a directory, by their Hugging Face names; opening it checks names, shapes and types.
+    """The tensors of a model, by their Hugging Face names; opening it checks names, shapes and types.
 
     `heads` are those of Medusa heads among them, which are matched by who reads them.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig) -> None:
+    def __init__(self, where: Path, config: ModelConfig, found: Mapping[str, Stored] | None = None) -> None:
+        """`found` in `where`, by default what is in its directory."""
         self.config = config
-        self._directory = directory
-        found = open_file(find(directory))
+        self._where = where
+        found = open_file(find(where)) if found is None else found
         self.heads = {name: tensor for name, tensor in found.items() if name.startswith(HEADS)}
         self._tensors = {
             name: tensor for name, tensor in found.items() if name not in self.heads and not _DERIVED.fullmatch(name)
         }
         head = self._tensors.pop(LM_HEAD, None) if config.tied else None
-        match(self._tensors, expected_shapes(config), directory)
+        match(self._tensors, expected_shapes(config), where)
         if head is not None:
             self._check_tied(head)
         self._used: set[str] = set()
@@ -67,11 +69,16 @@ class Checkpoint:
         self._used.add(name)
         return read(name, self._tensors[name])
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The stored type of each tensor."""
+        return {name: tensor.dtype for name, tensor in self._tensors.items()}
+
     def finish(self) -> None:
         """Raises TensorError if a tensor of the checkpoint was never asked for."""
         if unused := sorted(self._tensors.keys() - self._used):
             raise TensorError(
-                f"{self._directory}: {unused[0]} was not used ({len(unused)} such), expected every tensor to be"
+                f"{self._where}: {unused[0]} was not used ({len(unused)} such), expected every tensor to be"
             )
 
     def _check_tied(self, head: Stored) -> None:

@@ -51,7 +51,7 @@ class MedusaHeads:
 
     @classmethod
     def within(cls, directory: Path, checkpoint: Checkpoint) -> "MedusaHeads | None":
-        """The heads that a checkpoint's directory holds itself, None where it holds none."""
+        """The heads that a checkpoint's directory holds itself, None where it holds none, or is a file."""
         if (own := beside(directory)) is not None:
             return cls.read(own, checkpoint.config)
         return cls._of(checkpoint.heads, checkpoint.config, locate(directory)) if checkpoint.heads else None

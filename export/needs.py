@@ -1,6 +1,6 @@
 """Prints the extras to install beside `gorgon[serve]` to export a checkpoint, one a line; often none.
 
-`export` for pickles, `sentencepiece` for a tokenizer.model without a tokenizer.json.
+`export` for pickles, `sentencepiece` for a tokenizer.model without a tokenizer.json, `gguf` for a GGUF file.
 
 Run:  python -m export.needs CHECKPOINT [HEADS]
 """
@@ -10,22 +10,25 @@ from pathlib import Path
 
 from export.checkpoint import find, is_pickled
 from export.heads import beside, needs_torch
+from export.model import form
 from export.tokenizer import needs_sentencepiece
 from runtime.errors import GorgonError
 
 
 def main(arguments: list[str]) -> int:
-    checkpoint, *others = map(Path, arguments)
-    own = beside(checkpoint)
-    heads = others or ([] if own is None else [own])
+    given, *others = map(Path, arguments)
     try:
-        if is_pickled(find(checkpoint)) or any(map(needs_torch, heads)):
-            print("export")
+        checkpoint = form(given)
+        own = None if checkpoint.is_file() else beside(checkpoint)
+        heads = others or ([] if own is None else [own])
+        pickled = any(map(needs_torch, heads)) or (not checkpoint.is_file() and is_pickled(find(checkpoint)))
     except GorgonError as error:
         print(f"export: {error}", file=sys.stderr)
         return error.exit_code
-    if needs_sentencepiece(checkpoint):
-        print("sentencepiece")
+    needed = {"export": pickled, "sentencepiece": needs_sentencepiece(checkpoint), "gguf": checkpoint.is_file()}
+    for extra, is_needed in needed.items():
+        if is_needed:
+            print(extra)
     return 0
 
 

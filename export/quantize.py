@@ -52,8 +52,9 @@ def int8_blocks(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]
     peak = _peaks(values)
     scale = np.where(peak == 0, np.float32(1), np.abs(peak) / np.float32(127))
     rough = (np.rint(values / scale[..., None]) * scale[..., None] != values).any(axis=2)
+    rough = _find_exact(values, peak, scale, rough, (*range(1, 17), -128), 127)  # with Q4_0 and Q5_0, a few levels do
     if not rough.all():  # else no block is of a file of such blocks: do not look for their scales in vain
-        _find_exact(values, peak, scale, rough, (-128, *range(126, 0, -1)), 127)
+        _find_exact(values, peak, scale, rough, range(17, 127), 127)
     levels = np.clip(np.rint(values / scale[..., None]), -128, 127)
     return (levels + INT8_ZERO).astype(np.uint8), scale
 
@@ -75,10 +76,10 @@ def _peaks(values: np.ndarray) -> np.ndarray:
 
 def _find_exact(
     values: np.ndarray, peak: np.ndarray, scale: np.ndarray, rough: np.ndarray, levels: Iterable[int], highest: int
-) -> None:
+) -> np.ndarray:
     """Puts into `scale` one that gives the values of a `rough` block exactly, if its peak is at one of `levels`.
 
-    Where the values are float16 scales times whole numbers, peak / level is that scale to the bit.
+    Returns which blocks are still rough. Where values are whole multiples of a float16, peak / level is that to the bit.
     """
     left = np.argwhere(rough)
     for level in levels:
@@ -91,6 +92,9 @@ def _find_exact(
         exact = likely[(whole * tried[likely, None] == found).all(axis=1)]
         scale[rows[exact], columns[exact]] = tried[exact]
         left = np.delete(left, exact, axis=0)
+    still = np.zeros_like(rough)
+    still[tuple(left.T)] = True
+    return still
 
 
 def int4_values(packed: np.ndarray, scale: np.ndarray, width: int) -> np.ndarray:

@@ -41,11 +41,11 @@ def test_whole_multiples_of_a_float16_are_kept_to_the_bit(form: str, peak: str) 
     np.testing.assert_array_equal(stored(form, weight), weight)
 
 
-def test_four_bits_in_eight() -> None:
-    """A file of Q4_0 keeps its values in int8-block32 as well."""
+@pytest.mark.parametrize("highest", [7, 15])
+def test_fewer_bits_in_eight(highest: int) -> None:
+    """A file of Q4_0 or Q5_0 keeps its values in int8-block32 as well."""
     random = np.random.default_rng(1)
-    levels = random.integers(-8, 8, (40, 6, BLOCK)).astype(np.float32)
-    levels[0, 0] = np.arange(BLOCK) % 2 * 127  # one block that the first scale tried fits
+    levels = random.integers(-highest - 1, highest + 1, (40, 6, BLOCK)).astype(np.float32)
     weight = (levels * scales(random, 40 * 6).reshape(40, 6, 1)).reshape(40, -1)
     np.testing.assert_array_equal(stored("int8", weight), weight)
 
