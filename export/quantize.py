@@ -79,7 +79,7 @@ def _find_exact(
 ) -> np.ndarray:
     """Puts into `scale` one that gives the values of a `rough` block exactly, if its peak is at one of `levels`.
 
-    Returns which blocks are still rough. Where values are whole multiples of a float16, peak / level is that to the bit.
+    Returns which blocks are still rough. Of whole multiples of a float16, peak / level is that float16 to the bit.
     """
     left = np.argwhere(rough)
     for level in levels:
