@@ -27,7 +27,7 @@ help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make serve      ARTIFACT=artifacts/NAME PORT=8000 OPTIONS=\"--rows 16 ...\"  (all options: python -m service --help)"
-	@echo "  make export     CHECKPOINT=DIR HEADS=PATH PRECISION=fp32|int8|int8-block32|int4 NAME=NAME"
+	@echo "  make export     CHECKPOINT=PATH|OWNER/NAME HEADS=PATH|OWNER/NAME PRECISION=fp32|int8|int8-block32|int4 NAME=NAME"
 	@echo "  make bench      ARTIFACT=artifacts/NAME OPTIONS=\"--max-tokens 64 ...\""
 
 serve: .venv/.serve $(DEMO_ARTIFACT) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
@@ -38,8 +38,8 @@ artifacts/demo-%/manifest.json: $(DEMO_FROM) | .venv/.serve
 	$(PY) -m export $(DEMO) --heads $(DEMO_HEADS) --precision $* --out artifacts/demo-$*
 
 export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into artifacts/NAME
-	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=DIR [HEADS=PATH] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
-	@needs=$$($(PY) -m export.needs $(CHECKPOINT) $(HEADS)) && \
+	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=PATH|OWNER/NAME [HEADS=PATH|OWNER/NAME] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
+	@needs=$$($(PY) -m export.needs $(CHECKPOINT) $(HEADS) $(filter --offline,$(OPTIONS))) && \
 	    for need in $$needs; do $(MAKE) --no-print-directory .venv/.$$need || exit; done
 	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) $(OPTIONS) --out artifacts/$(NAME)
 

@@ -25,13 +25,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = top.add_argument
     add(
-        "checkpoint", type=Path, metavar="CHECKPOINT",
-        help="a Hugging Face directory (config.json, tensors, tokenizer), or a GGUF file",
+        "checkpoint", metavar="CHECKPOINT",
+        help="a Hugging Face directory (config.json, tensors, tokenizer), a GGUF file, or OWNER/NAME of the Hub",
     )  # fmt: skip
     heads = top.add_mutually_exclusive_group()
     heads.add_argument(
-        "--heads", type=Path, metavar="PATH",
-        help="Medusa heads: a file, or the directory that holds it (default: those in CHECKPOINT, if it has any)",
+        "--heads", metavar="PATH",
+        help="Medusa heads: a file, the directory that holds it, or OWNER/NAME (default: those in CHECKPOINT, if any)",
     )  # fmt: skip
     heads.add_argument("--plain", action="store_true", help="no heads, even if CHECKPOINT has some")
     add("--precision", choices=PRECISIONS, default="int8", help=PRECISION_HELP)
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--chat-template", metavar="NAME|FILE",
         help=f"{', '.join(CHAT_TEMPLATES)}, or a file (default: the checkpoint's own, else by its name or tokens)",
     )  # fmt: skip
+    add("--offline", action="store_true", help="take from the Hub only what was downloaded before")
     add("--out", type=Path, required=True, metavar="artifacts/NAME", help="the artifact to make, or to replace")
     return top
 
@@ -48,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         from export.artifact import Source, export  # once the options are known, so that --help is quick
+        from export.hub import local
 
         asked = {field.name: getattr(options, field.name) for field in fields(Source)}
+        asked["checkpoint"] = local(options.checkpoint, "checkpoint", options.offline)
+        asked["heads"] = local(options.heads, "heads", options.offline) if options.heads else None
         source = Source(**asked)
         manifest, report = export(source, options.out, Progress(str(options.out)), note)
     except (GorgonError, OSError) as error:
