@@ -66,6 +66,20 @@ class GgufFile:
         return found
 
 
+def gguf_name(name: str) -> str:
+    """What llama.cpp calls a tensor of Hugging Face's name."""
+    if (found := {ours: theirs for theirs, ours in _OUTSIDE.items()}.get(name)) is not None:
+        return found
+    _, _, layer, rest = name.split(".", 3)
+    part, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{ {ours: theirs for theirs, ours in _INSIDE.items()}[part] }.{kind}"
+
+
+def paired_by_neighbours(values: np.ndarray, heads: int) -> np.ndarray:
+    """The rows of q_proj or k_proj as llama.cpp stores them."""
+    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+
+
 def is_gguf(path: Path) -> bool:
     """Whether it is a file that begins as GGUF does."""
     if not path.is_file():
