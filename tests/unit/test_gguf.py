@@ -49,12 +49,12 @@ def test_values_are_those_of_llama_cpps_package(tmp_path: Path, kind: Kind) -> N
     model.checkpoint.finish()
 
 
-@pytest.mark.parametrize(
-    "overrides", [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1, "head_dim": 32}], ids=str
-)
-def test_the_artifact_is_that_of_the_same_weights_in_safetensors(tmp_path: Path, overrides: dict[str, int]) -> None:
-    """The order of q's and k's rows with it, biases too: byte for byte."""
-    made = Gguf({"attention_bias": True, "mlp_bias": True, **overrides})
+@pytest.mark.parametrize("kind", FLOATS + SMALL + LARGE, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_artifact_is_that_of_the_same_weights_in_safetensors(tmp_path: Path, kind: Kind, kv_heads: int) -> None:
+    """Byte for byte: the order of q's and k's rows with it, and where the type has floats the biases too."""
+    biased = {"attention_bias": True, "mlp_bias": True} if kind in FLOATS else {}
+    made = Gguf({**shape_of(kind), **biased, "num_key_value_heads": kv_heads}, kind)
     graphs = []
     base = tiny_llama(tmp_path / "base", **made.config)
     write_tensors(base, made.values)
@@ -63,6 +63,31 @@ def test_the_artifact_is_that_of_the_same_weights_in_safetensors(tmp_path: Path,
         export(Source(checkpoint, None, "int8"), out, silent)
         graphs.append([(out / name).read_bytes() for name in ("decoder.onnx", "decoder.onnx.data")])
     assert graphs[0] == graphs[1]
+
+
+def rotated(x: np.ndarray, pairs: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """x [heads, head_dim], each of `pairs` [2, head_dim / 2] turned by its angle."""
+    first, second = x[:, pairs[0]], x[:, pairs[1]]
+    turned = np.empty_like(x)
+    turned[:, pairs[0]] = first * np.cos(angle) - second * np.sin(angle)
+    turned[:, pairs[1]] = first * np.sin(angle) + second * np.cos(angle)
+    return turned
+
+
+def test_rows_are_reordered_so_that_attention_is_the_same(tmp_path: Path) -> None:
+    """llama.cpp turns neighbours of the stored rows; Hugging Face turns a head's first half with its second."""
+    made = Gguf({"num_key_value_heads": 4})
+    model = opened(tmp_path, made)
+    angle = inverse_frequencies(model.config)
+    x = np.random.default_rng(0).normal(size=(2, 64))
+    stored = [made.tensors[f"blk.0.attn_{part}.weight"][0] for part in "qk"]
+    read = [model.checkpoint.tensor(f"model.layers.0.self_attn.{part}_proj.weight") for part in "qk"]
+    scores = []
+    for pairs, (query, key) in ((np.arange(16).reshape(8, 2).T, stored), (np.arange(16).reshape(2, 8), read)):
+        turned_query = rotated((query @ x[0]).reshape(4, 16), pairs, 11 * angle)
+        turned_key = rotated((key @ x[1]).reshape(4, 16), pairs, 3 * angle)
+        scores.append((turned_query * turned_key).sum(axis=1))
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
 
 
 def stored_weights(artifact: Path) -> dict[str, np.ndarray]:
