@@ -56,14 +56,14 @@ def _cached(repository: str) -> list[str]:
 
 
 def _wanted(repository: str, files: Sequence[str], kind: Kind) -> list[str]:
-    """Patterns of the files that an export reads: one form of the tensors, and what describes them."""
+    """Patterns of the files that an export reads: one form of the tensors, and whatever describes them."""
     own = next((name for name in OWN if name in files), None)
     if kind == "heads" and own is not None:
-        return [name for name in (own, Path(own).with_suffix(".json").name, CONFIG) if name in files]
+        return [own, Path(own).with_suffix(".json").name, CONFIG]
     tensors = next((name for name in FILES if name in files), None)
     if tensors is None:
         return _gguf(repository, files)
-    wanted = [tensors, *(name for name in _SMALL if name in files)]
+    wanted = [tensors, *_SMALL]
     if tensors.endswith(".index.json"):
         stem, suffix, *_ = tensors.split(".")
         wanted.append(f"{stem}-*-of-*.{suffix}")

@@ -135,6 +135,19 @@ def test_random_texts(llama: Path) -> None:
             assert tokenizer.encode(text, add_special_tokens=False).ids == right.encode(text), repr(text)
 
 
+def reversed_scores(proto: Any) -> None:
+    normal = [piece for piece in proto.pieces if piece.type == 1]
+    for piece, score in zip(normal, [other.score for other in reversed(normal)], strict=True):
+        piece.score = score
+
+
+def test_scores_decide_and_not_the_order_of_pieces(tmp_path: Path) -> None:
+    directory = change(train(tmp_path / "model"), reversed_scores)
+    tokenizer, right = ours(directory), theirs(directory)
+    for text in CORPUS:
+        assert tokenizer.encode(text, add_special_tokens=False).ids == right.encode(text), repr(text)
+
+
 def test_every_piece_alone_decodes_alike(llama: Path) -> None:
     tokenizer, right = ours(llama), theirs(llama)
     for i in set(range(3, right.vocab_size())) - {right.piece_to_id("<0x20>")}:  # no text has it: a space is a piece

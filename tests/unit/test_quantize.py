@@ -50,6 +50,14 @@ def test_fewer_bits_in_eight(highest: int) -> None:
     np.testing.assert_array_equal(stored("int8", weight), weight)
 
 
+def test_the_lowest_level_has_no_counterpart() -> None:
+    """A block with 64 and -64 of a scale has no 128 and -128 of half of it."""
+    levels = np.zeros((2, BLOCK), np.float32)
+    levels[0, :3], levels[1, :3] = (-64, 64, 3), (127, -1, 5)
+    weight = (levels * np.float32(0.01171875)).reshape(2, BLOCK)
+    np.testing.assert_array_equal(stored("int8", weight), weight)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_other_values_come_near(form: str) -> None:
     weight = np.random.default_rng(2).normal(0, 1, (50, 100)).astype(np.float32)  # a last block of four
