@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from export.byte_level import NAMES, byte_level_tokenizer
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig, RopeScaling
 from export.fields import Fields
@@ -37,7 +38,7 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "llama.expert_count": (0,),
     "llama.expert_used_count": (0,),
     "llama.tensor_data_layout": ("Meta AI original pth",),
-    "tokenizer.ggml.model": ("llama",),
+    "tokenizer.ggml.model": ("llama", "gpt2"),
     "tokenizer.ggml.remove_extra_whitespaces": (False,),
     "tokenizer.ggml.precompiled_charsmap": ([],),
 }
@@ -61,6 +62,8 @@ def _config(file: GgufFile, context: int | None) -> ModelConfig:
     """What config.json would say."""
     metadata, given = file.metadata, file.metadata.raw
     _refuse_unknown(metadata)
+    if "tokenizer.ggml.model" not in given:
+        metadata.refuse("tokenizer.ggml.model", "there: a model without a tokenizer cannot be served")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise TensorError(f"{file.path}: token_embd.weight is missing")
@@ -95,7 +98,8 @@ def _refuse_unknown(metadata: Fields) -> None:
     for key, value in metadata.raw.items():
         if key in _FIXED:
             if value not in _FIXED[key]:
-                metadata.refuse(key, f"{_FIXED[key][0]!r}: nothing else is honoured")
+                right = " or ".join(map(repr, _FIXED[key]))
+                metadata.refuse(key, f"{right}: nothing else is honoured")
         elif key.startswith("llama.") and key not in known:
             metadata.refuse(key, "absent: it is unknown, so what it changes cannot be honoured")
 
@@ -113,35 +117,45 @@ def _with_factors(config: ModelConfig, factors: Stored) -> ModelConfig:
 
 
 def _tokenizer(metadata: Fields, config: ModelConfig) -> TokenizerFiles:
-    """llama.cpp's own kind of tokenizer: sentencepiece's BPE, a space before each text between special tokens."""
-    pieces = _pieces(metadata, config)
+    """Sentencepiece's BPE, with a space before each text between special tokens, as llama.cpp has it; or Llama 3's."""
+    texts, kinds = _list(metadata, "tokens", config), _kinds(metadata, config)
     special = {"bos_token": config.bos, "eos_token": config.eos[0] if config.eos else None}
-    named = {name: pieces.texts[token] for name, token in special.items() if token is not None}
+    named = {name: texts[token] for name, token in special.items() if token is not None}
     around = {}
     for name, default in (("bos", True), ("eos", False)):
         wanted = metadata.raw.get(f"tokenizer.ggml.add_{name}_token", default)
         if wanted and f"{name}_token" not in named:
             metadata.refuse(f"tokenizer.ggml.{name}_token_id", f"there, since {name.upper()} goes around every text")
         around[name] = named[f"{name}_token"] if wanted else None
-    tokenizer = to_tokenizer(pieces, Usage(around["bos"], around["eos"], True, {}))
+    if metadata.raw["tokenizer.ggml.model"] == "gpt2":
+        if metadata.raw.get("tokenizer.ggml.pre") not in NAMES:
+            metadata.refuse("tokenizer.ggml.pre", f"one of {', '.join(NAMES)}: no other way to cut texts is honoured")
+        merges = metadata.raw.get("tokenizer.ggml.merges") or []
+        tokenizer = byte_level_tokenizer(metadata.path, texts, kinds, merges, around)
+    else:
+        prefix = bool(metadata.raw.get("tokenizer.ggml.add_space_prefix", True))
+        scores = _list(metadata, "scores", config)
+        pieces = Pieces(metadata.path, tuple(texts), tuple(scores), kinds, prefix)
+        tokenizer = to_tokenizer(pieces, Usage(around["bos"], around["eos"], True, {}))
     template = metadata.raw.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         metadata.refuse("tokenizer.chat_template", "a string")
     return TokenizerFiles(tokenizer.to_str(pretty=True), template, named)
 
 
-def _pieces(metadata: Fields, config: ModelConfig) -> Pieces:
-    lists = []
-    for name in ("tokens", "scores", "token_type"):
-        values = metadata.raw.get(f"tokenizer.ggml.{name}")
-        if not isinstance(values, list) or len(values) != config.vocab:
-            found = f"has {len(values)} entries" if isinstance(values, list) else "is missing"
-            raise CheckpointError(
-                f"{metadata.path}: tokenizer.ggml.{name} {found}, the rows of token_embd.weight make it {config.vocab}"
-            )
-        lists.append(values)
-    texts, scores, kinds = lists
-    if wrong := set(kinds) - set(Kind):
+def _list(metadata: Fields, name: str, config: ModelConfig) -> list[Any]:
+    """One entry for each token."""
+    values = metadata.raw.get(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or len(values) != config.vocab:
+        found = f"has {len(values)} entries" if isinstance(values, list) else "is missing"
+        raise CheckpointError(
+            f"{metadata.path}: tokenizer.ggml.{name} {found}, the rows of token_embd.weight make it {config.vocab}"
+        )
+    return values
+
+
+def _kinds(metadata: Fields, config: ModelConfig) -> tuple[Kind, ...]:
+    values = _list(metadata, "token_type", config)
+    if wrong := set(values) - set(Kind):
         raise CheckpointError(f"{metadata.path}: tokenizer.ggml.token_type has {min(wrong)}, expected 1 to {max(Kind)}")
-    prefix = bool(metadata.raw.get("tokenizer.ggml.add_space_prefix", True))
-    return Pieces(metadata.path, tuple(texts), tuple(scores), tuple(map(Kind, kinds)), prefix)
+    return tuple(map(Kind, values))

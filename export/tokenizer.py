@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from export.config import ModelConfig
 from export.fields import read_object
-from export.pieces import Pieces, Usage, check_against_sentencepiece, read_model, to_tokenizer
+from export.pieces import Usage, check_against_sentencepiece, read_model, to_tokenizer
 from runtime.errors import CheckpointError
 
 FILE = "tokenizer.json"
@@ -59,18 +59,19 @@ def needs_sentencepiece(directory: Path) -> bool:
 def converted(directory: Path, settings: dict[str, Any]) -> str:
     """The tokenizer.json of a tokenizer.model, which gives sentencepiece's own tokens; raises CheckpointError."""
     pieces = read_model(directory / SENTENCEPIECE)
-    if settings.get("add_prefix_space") is False:
-        pieces = replace(pieces, prefix=False)
-    tokenizer = to_tokenizer(pieces, _usage(directory, settings, pieces))
-    if "add_prefix_space" not in settings:
-        check_against_sentencepiece(tokenizer, pieces)
+    usage = _usage(directory, settings)
+    if settings.get("add_prefix_space") is False:  # which the model itself does not know
+        return to_tokenizer(replace(pieces, prefix=False), usage).to_str(pretty=True)
+    tokenizer = to_tokenizer(pieces, usage)
+    check_against_sentencepiece(tokenizer, pieces)
     return tokenizer.to_str(pretty=True)
 
 
-def _usage(directory: Path, settings: dict[str, Any], pieces: Pieces) -> Usage:
+def _usage(directory: Path, settings: dict[str, Any]) -> Usage:
     """What tokenizer_config.json, added_tokens.json and special_tokens_map.json say of a tokenizer.model."""
     path = directory / SPECIAL
-    named = (read_object(path) if path.is_file() else {}) | {k: v for k, v in settings.items() if k.endswith("_token")}
+    named = read_object(path) if path.is_file() else {}
+    named |= {name: value for name, value in settings.items() if name.endswith(("_token", "_special_tokens"))}
     ends: list[str | None] = []
     for name, default, usual in (("bos", True, "<s>"), ("eos", False, "</s>")):
         wanted = settings.get(f"add_{name}_token", default)

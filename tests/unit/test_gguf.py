@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from export.__main__ import main
 from export.artifact import Source, export
@@ -21,6 +21,7 @@ from runtime.errors import CheckpointError, ConfigError, TensorError
 from runtime.manifest import Manifest
 from tests.checkpoints import medusa_heads, tiny_llama, write_tensors
 from tests.gguf_files import Gguf, Kind
+from tests.unit.test_pieces import CORPUS, LEARNT
 
 FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
 SMALL = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0)
@@ -224,6 +225,49 @@ def test_the_tokenizer(tmp_path: Path) -> None:
     assert model.tokenizer.chat_template == made.metadata["tokenizer.chat_template"]
 
 
+def llama_3(made: Gguf) -> Tokenizer:
+    """Gives the file a small tokenizer of Llama 3's kind; the tokenizer it was made from."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=318, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(LEARNT.splitlines(), trainer)
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|eot_id|>"])
+    ids = tokenizer.get_vocab()
+    kinds = dict.fromkeys(("<|begin_of_text|>", "<|eot_id|>"), 3)
+    made.tokens = [(text, 0.0, kinds.get(text, 1)) for text in sorted(ids, key=ids.__getitem__)]
+    made.metadata |= {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.bos_token_id": 318,
+        "tokenizer.ggml.eos_token_id": 319,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]],
+    }  # fmt: skip
+    return tokenizer
+
+
+def test_llama_3s_tokenizer(tmp_path: Path) -> None:
+    made = Gguf()
+    right = llama_3(made)
+    model = opened(tmp_path, made)
+    tokenizer = Tokenizer.from_str(model.tokenizer.text)
+    for text in CORPUS:
+        ids = right.encode(text).ids
+        assert tokenizer.encode(text, add_special_tokens=False).ids == ids, repr(text)
+        assert tokenizer.encode(text).ids == [318, *ids]
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.encode("a<|eot_id|>b", add_special_tokens=False).tokens == ["a", "<|eot_id|>", "b"]
+    assert (model.config.bos, model.config.eos) == (318, (319,))
+    made.metadata["tokenizer.ggml.merges"].append("a 🙂")
+    with pytest.raises(
+        CheckpointError, match="tokenizer.ggml.merges has 'a 🙂', expected two tokens that make a third"
+    ):
+        opened(tmp_path, made)
+
+
 @pytest.mark.parametrize(("key", "value", "tokens"), [
     ("add_bos_token", False, ["▁a"]), ("add_eos_token", True, ["<s>", "▁a", "</s>"]),
     ("add_space_prefix", False, ["<s>", "a"]),
@@ -327,7 +371,9 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "heads that differ": ({"llama__attention__key_length": 32}, "llama.attention.key_length is 32"),
     "heads that do not divide": ({"llama__attention__head_count": 3}, "num_key_value_heads is 2"),
     "an adapter": ({"general__type": "adapter"}, 'general.type is "adapter"'),
-    "another tokenizer": ({"tokenizer__ggml__model": "gpt2"}, 'tokenizer.ggml.model is "gpt2"'),
+    "another tokenizer": ({"tokenizer__ggml__model": "bert"}, 'tokenizer.ggml.model is "bert"'),
+    "no tokenizer": ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is missing"),
+    "another way to cut": ({"tokenizer__ggml__model": "gpt2"}, 'tokenizer.ggml.pre is "default", it has to be one of'),
     "spaces removed": ({"tokenizer__ggml__remove_extra_whitespaces": True}, "remove_extra_whitespaces is true"),
     "no beginning": ({"tokenizer__ggml__bos_token_id": None}, "bos_token_id is missing"),
     "a beginning out of range": ({"tokenizer__ggml__bos_token_id": 320}, "bos_token_id is 320"),

@@ -325,6 +325,10 @@ def test_a_conversion_that_is_wrong_is_found(llama: Path) -> None:
     bare = Pieces(pieces.where, pieces.texts, pieces.scores, pieces.kinds, prefix=False)
     with pytest.raises(CheckpointError, match="sentencepiece itself"):
         check_against_sentencepiece(to_tokenizer(bare, usage), pieces)
+    for settings in ({}, {"add_prefix_space": True}, {"add_prefix_space": None}):
+        change(train(llama.parent / "competing"), competing)
+        with pytest.raises(CheckpointError, match="sentencepiece itself"):
+            ours(llama.parent / "competing", **settings)
     clash = {3: AddedToken("<other>", special=True)}
     with pytest.raises(CheckpointError, match="token 3 is '<0x00>', the added tokens say '<other>'"):
         to_tokenizer(pieces, Usage("<s>", None, True, clash))
