@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         asked = {field.name: getattr(options, field.name) for field in fields(Source)}
         asked["checkpoint"] = local(options.checkpoint, "checkpoint", options.offline)
-        asked["heads"] = local(options.heads, "heads", options.offline) if options.heads else None
+        asked["heads"] = local(options.heads, "heads", options.offline) if options.heads is not None else None
         source = Source(**asked)
         manifest, report = export(source, options.out, Progress(str(options.out)), note)
     except (GorgonError, OSError) as error:
