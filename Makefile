@@ -27,7 +27,7 @@ help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make serve      ARTIFACT=artifacts/NAME PORT=8000 OPTIONS=\"--rows 16 ...\"  (all options: python -m service --help)"
-	@echo "  make export     CHECKPOINT=DIR HEADS=PATH PRECISION=fp32|int8|int4 NAME=NAME"
+	@echo "  make export     CHECKPOINT=PATH|OWNER/NAME HEADS=PATH|OWNER/NAME PRECISION=fp32|int8|int8-block32|int4 NAME=NAME"
 	@echo "  make bench      ARTIFACT=artifacts/NAME OPTIONS=\"--max-tokens 64 ...\""
 
 serve: .venv/.serve $(DEMO_ARTIFACT) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
@@ -38,9 +38,10 @@ artifacts/demo-%/manifest.json: $(DEMO_FROM) | .venv/.serve
 	$(PY) -m export $(DEMO) --heads $(DEMO_HEADS) --precision $* --out artifacts/demo-$*
 
 export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into artifacts/NAME
-	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=DIR [HEADS=PATH] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
-	@needs=$$($(PY) -m export.needs $(HEADS)) && if [ -n "$$needs" ]; then $(MAKE) --no-print-directory .venv/.$$needs; fi
-	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) --out artifacts/$(NAME)
+	@test -n "$(CHECKPOINT)" || { echo "make export: CHECKPOINT is missing: make export CHECKPOINT=PATH|OWNER/NAME [HEADS=PATH|OWNER/NAME] [PRECISION=$(PRECISION)] [NAME=NAME]" >&2; exit 2; }
+	@needs=$$($(PY) -m export.needs $(CHECKPOINT) $(HEADS) $(filter --offline,$(OPTIONS))) && \
+	    for need in $$needs; do $(MAKE) --no-print-directory .venv/.$$need || exit; done
+	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) $(OPTIONS) --out artifacts/$(NAME)
 
 bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
 	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(DEMO_PROMPTS)) \
@@ -80,14 +81,10 @@ demo-model: .venv/.export ## train the demo model again, from data to heads (abo
 	$(INSTALL) ".[serve]"
 	@touch $@
 
-.venv/.export: $(PACKAGES) | .venv/.made
-	$(INSTALL) ".[serve,export]"
-	@touch $@
-
-.venv/.bench: $(PACKAGES) | .venv/.made
-	$(INSTALL) ".[serve,bench]"
+.venv/.export .venv/.sentencepiece .venv/.gguf .venv/.bench: .venv/.%: $(PACKAGES) | .venv/.made
+	$(INSTALL) ".[serve,$*]"
 	@touch $@
 
 .venv/.test: $(PACKAGES) | .venv/.made
-	$(INSTALL) ".[serve,export,bench,test]"
-	@touch $@ .venv/.serve .venv/.export .venv/.bench
+	$(INSTALL) ".[serve,export,gguf,bench,test]"
+	@touch $@ .venv/.serve .venv/.export .venv/.sentencepiece .venv/.gguf .venv/.bench

@@ -3,10 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+from export.chat import NAMES as CHAT_TEMPLATES
 from runtime.errors import GorgonError
 from runtime.manifest import PRECISIONS
+
+PRECISION_HELP = (
+    "of the linear layers: int8 in channels, int4 and int8-block32 in blocks of 32 weights, which keep the values of "
+    "GGUF's Q4_0 and Q8_0 bit for bit (default: %(default)s)"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,11 +25,22 @@ def parser() -> argparse.ArgumentParser:
     )
     add = top.add_argument
     add(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="directory with config.json, safetensors and tokenizer.json"
-    )
-    add("--heads", type=Path, metavar="PATH", help="Medusa heads: a file, or the directory that holds it")
-    add("--precision", choices=PRECISIONS, default="int8", help="of the linear layers (default: %(default)s)")
+        "checkpoint", metavar="CHECKPOINT",
+        help="a Hugging Face directory (config.json, tensors, tokenizer), a GGUF file, or OWNER/NAME of the Hub",
+    )  # fmt: skip
+    heads = top.add_mutually_exclusive_group()
+    heads.add_argument(
+        "--heads", metavar="PATH",
+        help="Medusa heads: a file, the directory that holds it, or OWNER/NAME (default: those in CHECKPOINT, if any)",
+    )  # fmt: skip
+    heads.add_argument("--plain", action="store_true", help="no heads, even if CHECKPOINT has some")
+    add("--precision", choices=PRECISIONS, default="int8", help=PRECISION_HELP)
     add("--context", type=int, metavar="N", help="tokens of prompt and answer together (default: the checkpoint's own)")
+    add(
+        "--chat-template", metavar="NAME|FILE",
+        help=f"{', '.join(CHAT_TEMPLATES)}, or a file (default: the checkpoint's own, else by its name or tokens)",
+    )  # fmt: skip
+    add("--offline", action="store_true", help="take from the Hub only what was downloaded before")
     add("--out", type=Path, required=True, metavar="artifacts/NAME", help="the artifact to make, or to replace")
     return top
 
@@ -31,9 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         from export.artifact import Source, export  # once the options are known, so that --help is quick
+        from export.hub import local
 
-        source = Source(options.checkpoint, options.heads, options.precision, options.context)
-        manifest, report = export(source, options.out, Progress(str(options.out)))
+        asked = {field.name: getattr(options, field.name) for field in fields(Source)}
+        asked["checkpoint"] = local(options.checkpoint, "checkpoint", options.offline)
+        asked["heads"] = local(options.heads, "heads", options.offline) if options.heads is not None else None
+        source = Source(**asked)
+        manifest, report = export(source, options.out, Progress(str(options.out)), note)
     except (GorgonError, OSError) as error:
         print(f"{CLEAR}export: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, GorgonError) else 1
@@ -50,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
+
+
+def note(line: str) -> None:
+    """A line that stays."""
+    print(f"{CLEAR}{line}", file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from export.linear import INT4_BLOCK
-from export.quantize import int4, int4_values, int8
+from export.linear import INT4_BLOCK, INT8_BLOCK
+from export.quantize import int4, int4_values, int8, int8_block_values, int8_blocks
 
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x [tokens, in], weight [out, in] -> [tokens, out]
 
@@ -41,13 +41,24 @@ def int8_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def int4_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """MatMulNBits at accuracy level 4: a scale per token and block beside the weights' own."""
+    product: np.ndarray = _in_blocks(x, INT4_BLOCK) @ int4_values(*int4(weight, INT4_BLOCK), x.shape[1]).T
+    return product
+
+
+def int8_block_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """As int4_product, with 8 bits a weight."""
+    product: np.ndarray = _in_blocks(x, INT8_BLOCK) @ int8_block_values(*int8_blocks(weight, INT8_BLOCK), x.shape[1]).T
+    return product
+
+
+def _in_blocks(x: np.ndarray, block: int) -> np.ndarray:
+    """Every token's values rounded to 8 bits in blocks, a scale each."""
     tokens, width = x.shape
-    padded = np.zeros((tokens, -(-width // INT4_BLOCK), INT4_BLOCK), np.float32)
+    padded = np.zeros((tokens, -(-width // block), block), np.float32)
     padded.reshape(tokens, -1)[:, :width] = x
     levels, scale = _rounded(padded)
-    rounded = (levels * scale).reshape(tokens, -1)[:, :width]
-    product: np.ndarray = rounded @ int4_values(*int4(weight, INT4_BLOCK), width).T
-    return product
+    rounded: np.ndarray = (levels * scale).reshape(tokens, -1)[:, :width]
+    return rounded
 
 
 def _rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,5 +83,6 @@ EXACT = Arithmetic(exact_product, exact_product, _same, _same)
 ARITHMETIC: Mapping[str, Arithmetic] = {
     "fp32": EXACT,
     "int8": Arithmetic(int8_product, int8_product, _half, _bfloat16),
+    "int8-block32": Arithmetic(int8_block_product, int8_block_product, _same, _bfloat16),
     "int4": Arithmetic(int4_product, int8_product, _half, _bfloat16),
 }

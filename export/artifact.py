@@ -2,22 +2,23 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
+from tokenizers import Tokenizer
 
-from export import selftest
-from export.checkpoint import LM_HEAD, Checkpoint
-from export.config import ModelConfig
+from export import chat, losses, selftest
+from export.checkpoint import LM_HEAD
 from export.decoder import Progress, build_decoder
 from export.directory import check, replacing
 from export.draft_heads import build_heads
-from export.heads import MedusaHeads, known_accuracy
+from export.heads import MedusaHeads, known_accuracy, misstated
 from export.linear import INT4_BLOCK
+from export.model import Model, open_model
 from export.selftest import Report
 from export.tokenizer import FILE as TOKENIZER
-from export.tokenizer import TokenizerFiles
 from runtime.errors import ArtifactError
 from runtime.manifest import FORMS, SCHEMA, Manifest, capacity_of, sha256
 
@@ -26,25 +27,42 @@ DRAFT_TOP_K = 10  # the published tree for vicuna-7b uses ranks up to 9
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is exported: a checkpoint's directory, its heads, and how. `context` None means the checkpoint's own."""
+    """What is exported: a checkpoint, its heads, and how. None means the checkpoint's own, of what it has.
+
+    `plain` leaves out even the heads that the checkpoint has itself.
+    """
 
     checkpoint: Path
     heads: Path | None = None
     precision: str = "int8"
     context: int | None = None
+    chat_template: str | None = None  # a name of export.chat's, or a file
+    plain: bool = False
 
 
-def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Report]:
-    """Writes the artifact `out`, replacing what an earlier export left there.
+def unheard(line: str) -> None:
+    """For exports whose remarks nobody reads."""
+
+
+def export(
+    source: Source, out: Path, progress: Progress, note: Callable[[str], None] = unheard
+) -> tuple[Manifest, Report]:
+    """Writes the artifact `out`, replacing what an earlier export left there; `note` is told what people should know.
 
     Two exports of one source under one name are equal byte for byte. Raises CheckpointError, ArtifactError, or
     SelfTestError; nothing is replaced then.
     """
     check(out)
-    config = ModelConfig.read(source.checkpoint, source.context)
-    tokenizer = TokenizerFiles.read(source.checkpoint, config)
-    checkpoint = Checkpoint(source.checkpoint, config)
-    heads = None if source.heads is None else MedusaHeads.read(source.heads, config)
+    model = open_model(source.checkpoint, source.context)
+    config, checkpoint = model.config, model.checkpoint
+    tokenizer = Tokenizer.from_str(model.tokenizer.text)
+    template = chat.choose(
+        source.chat_template, model.tokenizer.chat_template, model.names, tokenizer, source.checkpoint
+    )
+    note(f"chat template: {template.rule}")
+    if (remark := losses.remark(checkpoint.dtypes, source.precision)) is not None:
+        note(remark)
+    heads = _heads(source, model, note)
     with replacing(out) as directory:
         build_decoder(config, checkpoint.tensor, source.precision, directory, progress)
         top_k = min(DRAFT_TOP_K, config.vocab)
@@ -52,7 +70,7 @@ def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Rep
             progress(f"{heads.count} Medusa heads")
             build_heads(config, heads, lambda: checkpoint.tensor(LM_HEAD), source.precision, top_k, directory)
         checkpoint.finish()
-        (directory / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
+        (directory / TOKENIZER).write_bytes(model.tokenizer.text.encode("utf-8"))
         graph = onnx.load(directory / "decoder.onnx", load_external_data=False).graph
         manifest = Manifest(
             schema=SCHEMA,
@@ -69,11 +87,11 @@ def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Rep
             capacity=capacity_of(config.context),
             medusa_heads=0 if heads is None else heads.count,
             draft_top_k=top_k,
-            head_accuracy=None if heads is None or source.heads is None else known_accuracy(source.heads, heads.count),
+            head_accuracy=None if heads is None else known_accuracy(heads.file, heads.count),
             bos=config.bos,
-            eos=config.eos,
-            chat_template=tokenizer.chat_template,
-            special=tokenizer.special,
+            eos=chat.end_tokens(template.text, tokenizer, config.eos),
+            chat_template=template.text,
+            special=model.tokenizer.special,
             even_tokens=source.precision == "int4" and INT4_BLOCK > 32,  # then an odd last token takes another kernel
             inputs=tuple(value.name for value in graph.input),
             outputs=tuple(value.name for value in graph.output),
@@ -83,6 +101,22 @@ def export(source: Source, out: Path, progress: Progress) -> tuple[Manifest, Rep
         progress("self-test")
         report = selftest.run(directory, checkpoint, heads)
     return manifest, report
+
+
+def _heads(source: Source, model: Model, note: Callable[[str], None]) -> MedusaHeads | None:
+    """The heads asked for, else those that the checkpoint has itself."""
+    if source.plain:
+        return None
+    if source.heads is not None:
+        heads: MedusaHeads | None = MedusaHeads.read(source.heads, model.config)
+    else:
+        heads = MedusaHeads.within(source.checkpoint, model.checkpoint)
+    if heads is not None:
+        if source.heads is None:
+            note(f"{heads.count} Medusa heads found in {heads.file}")
+        if (wrong := misstated(heads)) is not None:
+            note(wrong)
+    return heads
 
 
 def write_head_accuracy(artifact: Path, manifest: Manifest, accuracy: tuple[tuple[float, ...], ...]) -> None:

@@ -1,17 +1,21 @@
 """A Llama checkpoint's tensors: checked against the config when opened, read one at a time when asked for."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from export.config import ModelConfig
 from export.fields import read_object
-from export.tensors import Shape, Stored, match, open_safetensors, read
+from export.tensors import Shape, Stored, match, open_pickle, open_safetensors, read
 from runtime.errors import CheckpointError, TensorError
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FILES = (FILE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first that is there is read
+PICKLES = (".pt", ".pth", ".bin")
+HEADS = "medusa_head."  # prefixed to the heads' names where they are in the checkpoint itself
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Written by older versions of transformers; follows from the config.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -39,15 +43,22 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 class Checkpoint:
-    """The tensors of a directory, by their Hugging Face names; opening it checks names, shapes and types."""
+    """The tensors of a model, by their Hugging Face names; opening it checks names, shapes and types.
 
-    def __init__(self, directory: Path, config: ModelConfig) -> None:
+    `heads` are those of Medusa heads among them, which are matched by who reads them.
+    """
+
+    def __init__(self, where: Path, config: ModelConfig, found: Mapping[str, Stored] | None = None) -> None:
+        """`found` in `where`, by default what is in its directory."""
         self.config = config
-        self._directory = directory
-        found = _open(directory)
-        self._tensors = {name: tensor for name, tensor in found.items() if not _DERIVED.fullmatch(name)}
+        self._where = where
+        found = open_file(find(where)) if found is None else found
+        self.heads = {name: tensor for name, tensor in found.items() if name.startswith(HEADS)}
+        self._tensors = {
+            name: tensor for name, tensor in found.items() if name not in self.heads and not _DERIVED.fullmatch(name)
+        }
         head = self._tensors.pop(LM_HEAD, None) if config.tied else None
-        match(self._tensors, expected_shapes(config), directory)
+        match(self._tensors, expected_shapes(config), where)
         if head is not None:
             self._check_tied(head)
         self._used: set[str] = set()
@@ -58,11 +69,16 @@ class Checkpoint:
         self._used.add(name)
         return read(name, self._tensors[name])
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The stored type of each tensor."""
+        return {name: tensor.dtype for name, tensor in self._tensors.items()}
+
     def finish(self) -> None:
         """Raises TensorError if a tensor of the checkpoint was never asked for."""
         if unused := sorted(self._tensors.keys() - self._used):
             raise TensorError(
-                f"{self._directory}: {unused[0]} was not used ({len(unused)} such), expected every tensor to be"
+                f"{self._where}: {unused[0]} was not used ({len(unused)} such), expected every tensor to be"
             )
 
     def _check_tied(self, head: Stored) -> None:
@@ -73,29 +89,28 @@ class Checkpoint:
             )
 
 
-def _open(directory: Path) -> dict[str, Stored]:
-    """Every tensor of the one file, or of the files that the index lists."""
-    if (directory / FILE).is_file():
-        return open_safetensors(directory / FILE)
-    if (directory / INDEX).is_file():
-        return _open_shards(directory)
-    if pickles := sorted(directory.glob("pytorch_model*.bin")):
-        raise CheckpointError(
-            f'{pickles[0]} is a pickled checkpoint, expected {FILE} or {INDEX}: convert it with python -c "from '
-            f"transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', "
-            f"dtype='auto').save_pretrained('{directory}')\" (needs pip install 'gorgon[export]')"
-        )
-    raise CheckpointError(f"{directory} has neither {FILE} nor {INDEX}: expected one of them")
+def find(directory: Path) -> Path:
+    """The file or the index of a directory's tensors; safetensors before pickles."""
+    for name in FILES:
+        if (directory / name).is_file():
+            return directory / name
+    raise CheckpointError(f"{directory} has no tensors: expected one of {', '.join(FILES)}")
 
 
-def _open_shards(directory: Path) -> dict[str, Stored]:
-    path = directory / INDEX
-    places = read_object(path).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(p, str) and Path(p).name == p for p in places.values()):
-        raise CheckpointError(f"{path}: weight_map has to be an object of tensor names and names of files beside it")
+def is_pickled(path: Path) -> bool:
+    """Whether reading a file of tensors, or the files of an index, takes torch."""
+    return Path(path.name.removesuffix(".index.json")).suffix in PICKLES
+
+
+def open_file(path: Path) -> dict[str, Stored]:
+    """Every tensor of a file, or of the files that an index lists."""
+    opener = open_pickle if is_pickled(path) else open_safetensors
+    if path.suffix != ".json":
+        return opener(path)
+    places = _places(path)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
-        for name, tensor in open_safetensors(directory / file).items():
+        for name, tensor in opener(path.with_name(file)).items():
             if places.get(name) != file:
                 raise TensorError(f"{path}: {name} is in {file}, the index says {places.get(name, 'nothing of it')}")
             found[name] = tensor
@@ -103,3 +118,11 @@ def _open_shards(directory: Path) -> dict[str, Stored]:
         name = min(missing)
         raise TensorError(f"{path}: {name} is not in {places[name]}, where the index says it is")
     return found
+
+
+def _places(path: Path) -> dict[str, str]:
+    """Which file holds each tensor, as an index says."""
+    places = read_object(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) and Path(p).name == p for p in places.values()):
+        raise CheckpointError(f"{path}: weight_map has to be an object of tensor names and names of files beside it")
+    return places

@@ -22,13 +22,14 @@ HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions takes no other
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched; the last three fields are llama3's."""
+    """How rotary frequencies are stretched: three fields are llama3's, `factors` [head_dim / 2] a GGUF file's."""
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "llama3", "factors"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_context: int = 0
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,21 @@ class ModelConfig:
 
     @classmethod
     def read(cls, directory: Path, context: int | None = None) -> "ModelConfig":
-        """Reads config.json, and generation_config.json's end tokens; `context` asks for another than the default.
+        """Reads config.json, and generation_config.json's end tokens where it names any, as transformers does.
 
-        Raises ConfigError for a field that is missing, wrong or not honoured, CheckpointError for a broken file.
+        `context` asks for another than the default. Raises ConfigError for a field that is missing, wrong or not
+        honoured, CheckpointError for a broken file.
         """
         fields = Fields(directory / FILE, read_object(directory / FILE))
         if "model_type" not in fields.raw:
             fields.refuse("model_type", '"llama"')
+        path = directory / GENERATION_FILE
+        generation = Fields(path, read_object(path)) if path.is_file() else None
+        return cls.of(fields, context, generation)
+
+    @classmethod
+    def of(cls, fields: Fields, context: int | None, generation: Fields | None = None) -> "ModelConfig":
+        """As `read`, from what stands in the two files."""
         fields.refuse_unknown()
         heads, hidden = fields.whole("num_attention_heads"), fields.whole("hidden_size")
         kv_heads = fields.whole("num_key_value_heads", heads)
@@ -76,6 +85,7 @@ class ModelConfig:
             fields.refuse("head_dim", f"a multiple of {HEAD_DIM_STEP}, as ONNX Runtime's attention takes it{given}")
         vocab = fields.whole("vocab_size")
         theta, scaling = _rope(fields)
+        own = fields.token_ids("eos_token_id", vocab)
         bos = fields.token_ids("bos_token_id", vocab)
         if len(bos) > 1:
             fields.refuse("bos_token_id", "null or one token id")
@@ -95,7 +105,7 @@ class ModelConfig:
             attention_bias=fields.flag("attention_bias"),
             mlp_bias=fields.flag("mlp_bias"),
             bos=bos[0] if bos else None,
-            eos=_end_tokens(directory, fields, vocab),
+            eos=(() if generation is None else generation.token_ids("eos_token_id", vocab)) or own,
         )
 
 
@@ -106,6 +116,8 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "linear":
         frequency = frequency / scaling.factor
+    elif scaling is not None and scaling.kind == "factors":
+        frequency = frequency / np.array(scaling.factors)
     elif scaling is not None:
         # Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between interpolated.
         turns = scaling.original_context * frequency / (2 * math.pi)
@@ -173,10 +185,3 @@ def _context(fields: Fields, scaling: RopeScaling | None, asked: int | None) -> 
     if fields.raw.get("sliding_window") is not None and fields.whole("sliding_window") < context:
         fields.refuse("sliding_window", f"null or at least the context, which is {context}: export a smaller context")
     return context
-
-
-def _end_tokens(directory: Path, fields: Fields, vocab: int) -> tuple[int, ...]:
-    """generation_config.json's end tokens where it names any, as transformers has it, else config.json's."""
-    own = fields.token_ids("eos_token_id", vocab)
-    path = directory / GENERATION_FILE
-    return (Fields(path, read_object(path)).token_ids("eos_token_id", vocab) if path.is_file() else ()) or own

@@ -33,6 +33,7 @@ from export.linear import linear
 from runtime.manifest import capacity_of
 
 HIDDEN_SCORE = -1e9  # added to the score of a node that must not be seen; finite, so that no row turns to NaN
+EXACT_EMBEDDING = ("fp32", "int8-block32")  # float16 does not hold the values of a block with a float16 scale
 Tensor = Callable[[str], np.ndarray]
 Progress = Callable[[str], None]
 
@@ -139,11 +140,12 @@ class _Decoder:
 
     def _embed(self) -> str:
         """Gathered, never multiplied; beside quantized weights the table is kept in half the size."""
+        half = self.precision not in EXACT_EMBEDDING
         table = self.tensor("model.embed_tokens.weight")
-        if self.precision != "fp32":
+        if half:
             table = table.astype(np.float16)
         rows = self.emitter.node("Gather", self.emitter.weight("embed_tokens", table), "tokens", axis=0)
-        return rows if self.precision == "fp32" else self.emitter.node("Cast", rows, to=FLOAT)
+        return self.emitter.node("Cast", rows, to=FLOAT) if half else rows
 
     def _norm(self, x: str, added: str | None, name: str) -> tuple[str, str]:
         """RMS norm of x (+ added); returns the normed value and the sum."""

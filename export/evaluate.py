@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from export.artifact import write_head_accuracy
-from export.checkpoint import LM_HEAD, Checkpoint
-from export.config import ModelConfig
+from export.checkpoint import LM_HEAD
+from export.model import open_model
 from export.reference import Reference, chain, log_softmax
 from export.text import Window, windows
 from export.tokenizer import FILE as TOKENIZER
@@ -143,14 +143,14 @@ def _count(window: Window, start: int, drafts: np.ndarray, right: np.ndarray, tr
 
 def from_checkpoint(directory: Path, manifest: Manifest, texts: Sequence[Window]) -> Logits:
     """The numpy forward pass: hidden states of all windows are computed first, logits when asked for."""
-    config = ModelConfig.read(directory)
+    model = open_model(directory)
+    config, checkpoint = model.config, model.checkpoint
     for name in DIMENSIONS:
         if getattr(config, name) != getattr(manifest, name):
             raise ConfigurationError(
                 f"{directory} has {name} {getattr(config, name)}, the artifact {getattr(manifest, name)}: expected the "
                 "checkpoint it was exported from"
             )
-    checkpoint = Checkpoint(directory, config)
     print(f"fp32 reference of {directory}", file=sys.stderr)
     states = Reference(config, checkpoint.tensor).hidden_states([chain(window.ids) for window in texts])
     lm_head = checkpoint.tensor(LM_HEAD)

@@ -21,7 +21,7 @@ HONOURED = frozenset({
 # Fields that would change the result: the only values that are honoured, the first being the one to ask for.
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], None),
+    "architectures": (["LlamaForCausalLM"], ["MedusaModelLlama"], ["MedusaLlamaForCausalLM"], None),
     "hidden_act": ("silu", "swish"),
     "pretraining_tp": (1, None),
     "partial_rotary_factor": (1, None),
@@ -130,7 +130,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{path} is missing: a checkpoint is a Hugging Face directory of config.json, safetensors, tokenizer.json"
+            f"{path} is missing: a checkpoint is a Hugging Face directory with config.json, tensors and a tokenizer"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None

@@ -1,5 +1,7 @@
 """Medusa heads, in the three layouts in which they are published; how many there are is counted from the tensors.
 
+They are in a file of their own or, with the prefix medusa_head, among the checkpoint's tensors (Medusa-2).
+
 v1     {h}.{l}.linear.weight|bias and {h}.{layers}.weight   FasterDecoding/Medusa, its own vocabulary product
 v2     {h}.{l}.linear.weight|bias alone                     FasterDecoding/Medusa, uses the base model's lm_head
 vLLM   blocks.{h}.layers.{l}.weight[|bias] and lm_heads.{h}.weight, or one lm_head.weight for all
@@ -15,13 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from export.checkpoint import FILES, HEADS, Checkpoint, is_pickled, open_file
+from export.config import FILE as CONFIG
 from export.config import ModelConfig
 from export.fields import read_object
-from export.tensors import Shape, Stored, match, open_pickle, open_safetensors, read
+from export.tensors import Shape, Stored, match, read
 from runtime.errors import CheckpointError, TensorError
 
-NAMES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt", "model.safetensors", "pytorch_model.bin")
-PICKLES = (".pt", ".pth", ".bin")
+OWN = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
+NAMES = (*OWN, *FILES)
 
 _MEDUSA_LAYER = re.compile(r"(\d+)\.(\d+)\.linear\.(?:weight|bias)")
 _MEDUSA_LM = re.compile(r"\d+\.\d+\.weight")
@@ -32,6 +36,7 @@ _VLLM_LAYER = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(?:weight|bias)")
 class MedusaHeads:
     """Heads of one base model. `_blocks` [head][layer] names weight and bias, `_lms` [head] the vocabulary product."""
 
+    file: Path
     _tensors: Mapping[str, Stored]
     _blocks: tuple[tuple[tuple[str, str | None], ...], ...]
     _lms: tuple[str | None, ...]
@@ -40,11 +45,24 @@ class MedusaHeads:
     def read(cls, path: Path, config: ModelConfig) -> "MedusaHeads":
         """Opens a file or a directory of heads; every tensor has a use and fits the base model, or TensorError."""
         file = locate(path)
-        found = open_pickle(file) if file.suffix in PICKLES else open_safetensors(file)
+        found = open_file(file)
+        among = {name: tensor for name, tensor in found.items() if name.startswith(HEADS)}
+        return cls._of(among or found, config, file)
+
+    @classmethod
+    def within(cls, directory: Path, checkpoint: Checkpoint) -> "MedusaHeads | None":
+        """The heads that a checkpoint's directory holds itself, None where it holds none, or is a file."""
+        if (own := beside(directory)) is not None:
+            return cls.read(own, checkpoint.config)
+        return cls._of(checkpoint.heads, checkpoint.config, locate(directory)) if checkpoint.heads else None
+
+    @classmethod
+    def _of(cls, given: Mapping[str, Stored], config: ModelConfig, file: Path) -> "MedusaHeads":
+        found = {name.removeprefix(HEADS): tensor for name, tensor in given.items()}
         if any(_VLLM_LAYER.fullmatch(name) for name in found):
             heads = _vllm(found, file)
         elif any(_MEDUSA_LAYER.fullmatch(name) for name in found):
-            heads = _medusa(found)
+            heads = _medusa(found, file)
         else:
             some = ", ".join(sorted(found)[:3]) or "no tensors"
             raise TensorError(
@@ -83,11 +101,21 @@ class MedusaHeads:
         return shapes | {name: (config.vocab, config.hidden) for name in self._lms if name is not None}
 
 
+def misstated(heads: MedusaHeads) -> str | None:
+    """What to tell people where the config.json beside the heads gives another number of them."""
+    config = heads.file.with_name(CONFIG)
+    stated = read_object(config).get("medusa_num_heads", heads.count) if config.is_file() else heads.count
+    if stated == heads.count:
+        return None
+    return f"{config} says medusa_num_heads {stated}, {heads.file.name} holds {heads.count} heads: all of them are used"
+
+
 def known_accuracy(path: Path, heads: int) -> tuple[tuple[float, ...], ...] | None:
     """[heads][top-1, top-2, ... cumulative] on held-out text, from the .json that train_heads writes beside its heads;
     None where there is no such file."""
-    file = locate(path).with_suffix(".json")
-    if not file.exists():
+    heads_file = locate(path)
+    file = heads_file.with_suffix(".json")
+    if file == heads_file or not file.exists():  # an index has nothing beside it
         return None
     accuracy = read_object(file).get("accuracy")
     rows = accuracy.get("held_out") if isinstance(accuracy, dict) else None
@@ -114,9 +142,14 @@ def locate(path: Path) -> Path:
     raise CheckpointError(f"{path} holds no Medusa heads: expected one of {', '.join(NAMES)}")
 
 
+def beside(directory: Path) -> Path | None:
+    """The file of heads in a checkpoint's directory, None where there is none."""
+    return next((directory / name for name in OWN if (directory / name).is_file()), None)
+
+
 def needs_torch(path: Path) -> bool:
     """Whether reading these heads takes torch."""
-    return locate(path).suffix in PICKLES
+    return is_pickled(locate(path))
 
 
 def _extent(found: Mapping[str, Stored], pattern: re.Pattern[str]) -> tuple[int, int]:
@@ -125,11 +158,12 @@ def _extent(found: Mapping[str, Stored], pattern: re.Pattern[str]) -> tuple[int,
     return max(head for head, _ in indices) + 1, max(layer for _, layer in indices) + 1
 
 
-def _medusa(found: Mapping[str, Stored]) -> MedusaHeads:
+def _medusa(found: Mapping[str, Stored], file: Path) -> MedusaHeads:
     count, layers = _extent(found, _MEDUSA_LAYER)
     names = [[f"{h}.{i}.linear" for i in range(layers)] for h in range(count)]
     own = any(_MEDUSA_LM.fullmatch(name) for name in found)  # v1; v2 has none
     return MedusaHeads(
+        file,
         found,
         tuple(tuple((f"{name}.weight", f"{name}.bias") for name in head) for head in names),
         tuple(f"{h}.{layers}.weight" if own else None for h in range(count)),
@@ -147,6 +181,7 @@ def _vllm(found: Mapping[str, Stored], file: Path) -> MedusaHeads:
     else:
         lms = tuple(f"lm_heads.{h}.weight" for h in range(count))
     return MedusaHeads(
+        file,
         found,
         tuple(tuple((f"{name}.weight", f"{name}.bias" if biased else None) for name in head) for head in names),
         lms,

@@ -1,7 +1,7 @@
 """One linear layer in each precision: y = x W^T + b over packed tokens.
 
-fp32: MatMul. int8: W8A8 per token and output channel. int4: MatMulNBits. Operators and their measured speed:
-docs/decisions/0002-linear-layers.md.
+fp32: MatMul. int8: W8A8 per token and output channel. int4, int8-block32: MatMulNBits. Operators and their measured
+speed: docs/decisions/0002-linear-layers.md.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,8 @@ from export import quantize
 from export.emitter import MICROSOFT, Emitter
 
 INT4_BLOCK = 32
-INT4_ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
+INT8_BLOCK = 32  # as in GGUF's Q8_0
+ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
 
 
 def linear(
@@ -48,11 +49,13 @@ def linear_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterabl
 def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: str, result: str) -> str:
     if precision == "fp32":
         return emitter.node("MatMul", x, emitter.weight(name, weight.T), name=result)
-    packed, scale = quantize.int4(weight, INT4_BLOCK)
+    if precision == "int8-block32":
+        (packed, scale), bits, block = quantize.int8_blocks(weight, INT8_BLOCK), 8, INT8_BLOCK
+    else:
+        (packed, scale), bits, block = quantize.int4(weight, INT4_BLOCK), 4, INT4_BLOCK
     return emitter.node(
         "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=result,
-        domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=4, block_size=INT4_BLOCK,
-        accuracy_level=INT4_ACCURACY,
+        domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=bits, block_size=block, accuracy_level=ACCURACY,
     )  # fmt: skip
 
 

@@ -2,12 +2,18 @@
 
 int8: W8A8, symmetric, a scale per output channel here and a scale per token at run time. Every token is quantized
 alone, so its result does not depend on its neighbours in the batch.
-int4: symmetric blocks along the input dimension, in the layout of ONNX Runtime's MatMulNBits.
+int4, int8_blocks: symmetric blocks along the input dimension, in the layout of ONNX Runtime's MatMulNBits. A block of
+whole multiples of one scale keeps its values bit for bit, whoever chose that scale: so does GGUF's Q4_0 in int4, and
+Q4_0, Q5_0 and Q8_0 in int8_blocks.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 
 INT4_ZERO = 8  # MatMulNBits' default zero point: a nibble q stands for (q - 8) * scale
+INT8_ZERO = 128  # likewise for bytes
+_GLANCE = 4  # values of a block that tell most scales apart
 _SHRINK = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # clipping tried for each int4 block
 
 
@@ -24,12 +30,8 @@ def int4(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     Each block takes, of a few scales from its largest value down, the one with the least squared error; the largest
     value by magnitude keeps its sign at level -8, which uses all 16 levels.
     """
-    out, width = weight.shape
-    blocks = -(-width // block)
-    padded = np.zeros((out, blocks * block), np.float32)
-    padded[:, :width] = weight
-    values = padded.reshape(out, blocks, block)
-    peak = np.take_along_axis(values, np.abs(values).argmax(axis=2)[..., None], axis=2)[..., 0]  # [out, blocks]
+    values = _in_blocks(weight, block)
+    peak = _peaks(values)
     best_scale = np.ones_like(peak)
     best_error = np.full_like(peak, np.inf)
     for shrink in _SHRINK:
@@ -39,12 +41,73 @@ def int4(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
+    _find_exact(values, peak, best_scale, best_error != 0, range(1, 8), 7)
     nibbles = (np.clip(np.rint(values / best_scale[..., None]), -8, 7) + INT4_ZERO).astype(np.uint8)
     return nibbles[..., 0::2] | nibbles[..., 1::2] << 4, best_scale
+
+
+def int8_blocks(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """[out, in] float32 -> uint8 [out, blocks, block] and float32 scales [out, blocks]; the largest value is at 127."""
+    values = _in_blocks(weight, block)
+    peak = _peaks(values)
+    scale = np.where(peak == 0, np.float32(1), np.abs(peak) / np.float32(127))
+    rough = (np.rint(values / scale[..., None]) * scale[..., None] != values).any(axis=2)
+    rough = _find_exact(values, peak, scale, rough, (*range(1, 17), -128), 127)  # with Q4_0 and Q5_0, a few levels do
+    if not rough.all():  # else no block is of a file of such blocks: do not look for their scales in vain
+        _find_exact(values, peak, scale, rough, range(17, 127), 127)
+    levels = np.clip(np.rint(values / scale[..., None]), -128, 127)
+    return (levels + INT8_ZERO).astype(np.uint8), scale
+
+
+def _in_blocks(weight: np.ndarray, block: int) -> np.ndarray:
+    """[out, in] -> [out, blocks, block], filled up with zeros."""
+    out, width = weight.shape
+    blocks = -(-width // block)
+    padded = np.zeros((out, blocks * block), np.float32)
+    padded[:, :width] = weight
+    return padded.reshape(out, blocks, block)
+
+
+def _peaks(values: np.ndarray) -> np.ndarray:
+    """The largest value by magnitude of each block, [out, blocks]."""
+    peaks: np.ndarray = np.take_along_axis(values, np.abs(values).argmax(axis=2)[..., None], axis=2)[..., 0]
+    return peaks
+
+
+def _find_exact(
+    values: np.ndarray, peak: np.ndarray, scale: np.ndarray, rough: np.ndarray, levels: Iterable[int], highest: int
+) -> np.ndarray:
+    """Puts into `scale` one that gives the values of a `rough` block exactly, if its peak is at one of `levels`.
+
+    Returns which blocks are still rough. Of whole multiples of a float16, peak / level is that float16 to the bit.
+    """
+    left = np.argwhere(rough)
+    for level in levels:
+        rows, columns = left.T
+        tried = peak[rows, columns] / np.float32(level)
+        glance = values[rows, columns, :_GLANCE]
+        likely = np.flatnonzero((np.rint(glance / tried[:, None]) * tried[:, None] == glance).all(axis=1))
+        found = values[rows[likely], columns[likely]]
+        whole = np.minimum(np.rint(found / tried[likely, None]), highest)  # -128's counterpart is one too many
+        exact = likely[(whole * tried[likely, None] == found).all(axis=1)]
+        scale[rows[exact], columns[exact]] = tried[exact]
+        left = np.delete(left, exact, axis=0)
+    still = np.zeros_like(rough)
+    still[tuple(left.T)] = True
+    return still
 
 
 def int4_values(packed: np.ndarray, scale: np.ndarray, width: int) -> np.ndarray:
     """What `int4` stored, as float32 [out, in]."""
     nibbles = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
-    values: np.ndarray = (nibbles.astype(np.float32) - INT4_ZERO) * scale[..., None]
-    return values.reshape(len(packed), -1)[:, :width]
+    return _values(nibbles.astype(np.float32) - INT4_ZERO, scale, width)
+
+
+def int8_block_values(packed: np.ndarray, scale: np.ndarray, width: int) -> np.ndarray:
+    """What `int8_blocks` stored, as float32 [out, in]."""
+    return _values(packed.astype(np.float32) - INT8_ZERO, scale, width)
+
+
+def _values(levels: np.ndarray, scale: np.ndarray, width: int) -> np.ndarray:
+    values: np.ndarray = levels * scale[..., None]
+    return values.reshape(len(values), -1)[:, :width]

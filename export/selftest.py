@@ -24,7 +24,7 @@ from runtime.tree import Tree
 PROMPTS = (12, 5)  # tokens of each row's prompt
 CHUNK = 8
 PARENTS = ((-1, 0, 1, 2, 1, 0, 5), (-1, 0, 0, 2))  # of each row's tree
-LIMITS: Mapping[str, float] = {"fp32": 2e-4, "int8": 0.1, "int4": 0.1}
+LIMITS: Mapping[str, float] = {"fp32": 2e-4, "int8": 0.1, "int8-block32": 0.1, "int4": 0.1}
 
 
 @dataclass(frozen=True, slots=True)

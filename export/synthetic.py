@@ -8,9 +8,7 @@ does not grow with the model. The tokenizer is a real one: the demo model's, cut
 import argparse
 import json
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,13 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from export.checkpoint import EMBEDDING, INDEX, expected_shapes
-from export.checkpoint import FILE as SINGLE
+from export.checkpoint import FILES
 from export.config import FILE as CONFIG
 from export.config import ModelConfig
 from export.demo.dialogue import BOS, CHAT_TEMPLATE, EOS, UNK
-from export.heads import NAMES as HEADS_NAMES
-from export.tensors import Shape
+from export.fields import Fields
+from export.heads import OWN
+from export.random_weights import Weight, head_weights, model_weights
 from export.tokenizer import FILE as TOKENIZER
 from export.tokenizer import SETTINGS
 from runtime.errors import ConfigurationError, GorgonError
@@ -58,61 +56,18 @@ SHAPES: Mapping[str, dict[str, Any]] = {
 DTYPES: Mapping[str, tuple[Any, str]] = {
     "float16": (np.float16, "F16"),  # of numpy, of safetensors
     "bfloat16": (ml_dtypes.bfloat16, "BF16"),
+    "float32": (np.float32, "F32"),
 }
+GGUF_FORMS: Mapping[str, str] = {
+    f"gguf-{kind.lower()}": kind for kind in ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_1", "Q4_0")
+}
+FORMS = ("safetensors", "bin", *GGUF_FORMS)
 HEADS = 5  # as published for vicuna
-PIECE = 1 << 22  # values drawn at a time
 DEMO_TOKENIZER = Path(__file__).parent / "demo" / "model" / TOKENIZER
 GIB = 1 << 30
+TENSORS = (".safetensors", ".bin", ".pt", ".gguf")
 
 Progress = Callable[[int], object]  # told the bytes that were written
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A tensor to be drawn from a normal distribution."""
-
-    name: str
-    shape: Shape
-    mean: float
-    std: float
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape))
-
-    def pieces(self, seed: int) -> Iterator[np.ndarray]:
-        """The values in order, flat float32 pieces."""
-        random = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
-        for start in range(0, self.size, PIECE):
-            values = random.standard_normal(min(PIECE, self.size - start), np.float32)
-            values *= np.float32(self.std)
-            values += np.float32(self.mean)
-            yield values
-
-
-def model_weights(config: ModelConfig, std: float) -> list[Weight]:
-    """Every tensor of the checkpoint: norms around 1, all others around 0.
-
-    The embedding is of the scale of all layers' sum, each of which adds 1/sqrt(2 * layers) of what `std` makes of it
-    (Radford et al., GPT-2, 2019): a model of std alone is chaotic and turns rounding of weights into other logits.
-    """
-    weights = []
-    for name, shape in expected_shapes(config).items():
-        adds = name.endswith(("o_proj.weight", "down_proj.weight"))
-        own = 1.0 if name == EMBEDDING else std / (2 * config.layers) ** 0.5 if adds else std
-        weights.append(Weight(name, shape, 1.0 if name.endswith("norm.weight") else 0.0, own))
-    return weights
-
-
-def head_weights(config: ModelConfig, heads: int, std: float) -> list[Weight]:
-    """Medusa heads in layout v1, one layer each."""
-    hidden, vocab = config.hidden, config.vocab
-    shapes: dict[str, Shape] = {}
-    for h in range(heads):
-        shapes[f"{h}.0.linear.weight"] = (hidden, hidden)
-        shapes[f"{h}.0.linear.bias"] = (hidden,)
-        shapes[f"{h}.1.weight"] = (vocab, hidden)
-    return [Weight(name, shape, 0.0, std) for name, shape in shapes.items()]
 
 
 def write_safetensors(path: Path, weights: Sequence[Weight], dtype: str, seed: int, progress: Progress) -> None:
@@ -139,10 +94,25 @@ def write_safetensors(path: Path, weights: Sequence[Weight], dtype: str, seed: i
     part.rename(path)
 
 
+def write_pickle(path: Path, weights: Sequence[Weight], dtype: str, seed: int, progress: Progress) -> None:
+    """One file of torch.save, which takes all of its tensors at once. Needs torch."""
+    import torch
+
+    kind = DTYPES[dtype][0]
+    tensors = {}
+    for weight in weights:
+        values = np.concatenate([piece.astype(kind) for piece in weight.pieces(seed)]).reshape(weight.shape)
+        bits = values.view(np.int16 if values.itemsize == 2 else np.int32)  # torch does not know ml_dtypes' bfloat16
+        tensors[weight.name] = torch.from_numpy(bits).view(getattr(torch, dtype))
+        progress(values.nbytes)
+    torch.save(tensors, path)
+
+
 def write_model(
-    directory: Path, weights: Sequence[Weight], dtype: str, seed: int, shard: int, progress: Progress
+    directory: Path, weights: Sequence[Weight], dtype: str, seed: int, shard: int, progress: Progress, pickled: bool
 ) -> None:
-    """model.safetensors, or several files of at most `shard` bytes (or one tensor) and, after them, their index."""
+    """One file, or several of at most `shard` bytes (or one tensor) and, after them, their index."""
+    write, single, index = (write_pickle, *FILES[2:]) if pickled else (write_safetensors, *FILES[:2])
     width = np.dtype(DTYPES[dtype][0]).itemsize
     shards: list[list[Weight]] = [[]]
     filled = 0
@@ -154,25 +124,30 @@ def write_model(
         shards[-1].append(weight)
         filled += size
     if len(shards) == 1:
-        write_safetensors(directory / SINGLE, weights, dtype, seed, progress)
+        write(directory / single, weights, dtype, seed, progress)
         return
     places: dict[str, str] = {}
     for i, part in enumerate(shards, 1):
-        file = f"{Path(SINGLE).stem}-{i:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(directory / file, part, dtype, seed, progress)
+        file = f"{Path(single).stem}-{i:05}-of-{len(shards):05}{Path(single).suffix}"
+        write(directory / file, part, dtype, seed, progress)
         places |= {weight.name: file for weight in part}
     total = sum(weight.size for weight in weights) * width
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+    contents = {"metadata": {"total_size": total}, "weight_map": places}
+    (directory / index).write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
 
 
-def write_tokenizer(directory: Path, vocab: int, context: int) -> None:
+def tokenizer_of(vocab: int) -> dict[str, Any]:
     """The demo model's byte-fallback BPE with `vocab` entries: its first ones, then entries that no text gives."""
-    raw = json.loads(DEMO_TOKENIZER.read_text("utf-8"))
+    raw: dict[str, Any] = json.loads(DEMO_TOKENIZER.read_text("utf-8"))
     model = raw["model"]
     known = {piece: i for piece, i in model["vocab"].items() if i < vocab}
     model["merges"] = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= known.keys()]
     model["vocab"] = known | {f"▁unused{i}": i for i in range(len(known), vocab)}
+    return raw
+
+
+def write_tokenizer(directory: Path, vocab: int, context: int) -> None:
+    raw = tokenizer_of(vocab)
     (directory / TOKENIZER).write_text(json.dumps(raw, ensure_ascii=False, indent=1) + "\n", "utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "unk_token": UNK,
@@ -182,19 +157,25 @@ def write_tokenizer(directory: Path, vocab: int, context: int) -> None:
 
 
 def synthesize(
-    name: str, out: Path, *, heads: int = HEADS, dtype: str = "float16", seed: int = 0, shard: int = 2 * GIB
+    name: str,
+    out: Path,
+    *,
+    heads: int = HEADS,
+    form: str = FORMS[0],
+    dtype: str = "float16",
+    seed: int = 0,
+    shard: int = 2 * GIB,
 ) -> None:
     """Writes the checkpoint, its tokenizer and, unless `heads` is 0, its Medusa heads. Shows progress where it lasts.
 
-    Raises ConfigurationError where `out` holds something already.
+    Pickles take the memory of one file, the other forms that of one tensor. In a GGUF form the tokenizer and the config
+    are in its file; `dtype` is then of the heads. Raises ConfigurationError where `out` holds something already.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigurationError(f"{out} exists and is not an empty directory: remove it or choose another")
     out.mkdir(parents=True, exist_ok=True)
     raw = SHAPES[name] | {"dtype": dtype}
-    (out / CONFIG).write_text(json.dumps(raw, indent=1) + "\n", "utf-8")
-    config = ModelConfig.read(out)
-    write_tokenizer(out, config.vocab, config.context)
+    config = ModelConfig.of(Fields(out / CONFIG, raw), None)
     std = float(raw["initializer_range"])
     model, extra = model_weights(config, std), head_weights(config, heads, std)
     total = sum(weight.size for weight in (*model, *extra)) * np.dtype(DTYPES[dtype][0]).itemsize
@@ -202,21 +183,31 @@ def synthesize(
         total=total, desc=f"{out.name}: {name}", unit="B", unit_scale=True, delay=1, disable=None, file=sys.stderr
     ) as bar:
         if heads:
-            write_safetensors(out / HEADS_NAMES[0], extra, dtype, seed, bar.update)
-        write_model(out, model, dtype, seed, shard, bar.update)
+            write, file = (write_pickle, OWN[1]) if form == "bin" else (write_safetensors, OWN[0])
+            write(out / file, extra, dtype, seed, bar.update)
+        if form in GGUF_FORMS:
+            from export.synthetic_gguf import write_gguf  # needs the gguf package
+
+            tokens = tokenizer_of(config.vocab)
+            write_gguf(out / f"{name}.{GGUF_FORMS[form]}.gguf", config, model, form, tokens, seed, bar.update)
+        else:
+            (out / CONFIG).write_text(json.dumps(raw, indent=1) + "\n", "utf-8")
+            write_tokenizer(out, config.vocab, config.context)
+            write_model(out, model, dtype, seed, shard, bar.update, form == "bin")
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m export.synthetic",
         description="Writes a checkpoint of a published model's true shape with random weights: config.json, "
-        "safetensors, tokenizer, Medusa heads.",
+        "tensors, tokenizer, Medusa heads.",
     )
     add = top.add_argument
     add("name", choices=SHAPES, metavar="NAME", help=", ".join(SHAPES))
     add("--out", type=Path, required=True, metavar="DIR", help="the directory to make")
     add("--heads", type=int, default=HEADS, metavar="N", help="Medusa heads, 0 for none (%(default)s)")
-    add("--dtype", choices=DTYPES, default="float16", help="of the tensors (%(default)s)")
+    add("--form", choices=FORMS, default=FORMS[0], metavar="FORM", help=f"{', '.join(FORMS)} (%(default)s)")
+    add("--dtype", choices=DTYPES, default="float16", help="of the tensors that the form leaves open (%(default)s)")
     add("--seed", type=int, default=0, help="of the random weights (%(default)s)")
     add("--shard-gib", type=float, default=2.0, metavar="GIB", help="size of a file at most (%(default)s)")
     return top
@@ -230,13 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"--{name.replace('_', '-')} is {getattr(options, name)}: expected at least {low}")
     try:
         synthesize(
-            options.name, options.out, heads=options.heads, dtype=options.dtype, seed=options.seed,
+            options.name, options.out, heads=options.heads, form=options.form, dtype=options.dtype, seed=options.seed,
             shard=int(options.shard_gib * GIB),
         )  # fmt: skip
     except (GorgonError, OSError) as error:
         print(f"synthetic: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, GorgonError) else 1
-    files = sorted(path for path in options.out.iterdir() if path.suffix == ".safetensors")
+    files = sorted(path for path in options.out.iterdir() if path.suffix in TENSORS)
     size = sum(path.stat().st_size for path in files) / GIB
     print(f"{options.out}: {options.name}, {options.heads} Medusa heads, {len(files)} files of tensors, {size:.2f} GiB")
     return 0

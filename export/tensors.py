@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from runtime.errors import CheckpointError, TensorError
 
 DTYPES = ("F16", "BF16", "F32")
+# GGUF's blocks; their loader gives the values that the blocks stand for.
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 Shape = tuple[int, ...]
 
 
@@ -53,6 +55,8 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         raise CheckpointError(
             f"{path} is a pickle, which needs torch to read: `make export` installs it, or pip install 'gorgon[export]'"
         ) from None
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
     try:
         raw: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # whatever the unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
@@ -83,8 +87,11 @@ def match(found: Mapping[str, Stored], expected: Mapping[str, Shape], where: Pat
         tensor = found[name]
         if tensor.shape != shape:
             raise TensorError(f"{tensor.file}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        if tensor.dtype not in DTYPES:
-            raise TensorError(f"{tensor.file}: {name} is of type {tensor.dtype}, expected one of {', '.join(DTYPES)}")
+        if tensor.dtype not in DTYPES + BLOCKS:
+            raise TensorError(
+                f"{tensor.file}: {name} is of type {tensor.dtype}, expected one of {', '.join(DTYPES)}, or in GGUF "
+                f"{', '.join(BLOCKS)}"
+            )
     if extra := sorted(found.keys() - expected.keys()):
         raise TensorError(
             f"{found[extra[0]].file}: {extra[0]} has no use ({len(extra)} such), expected only the {len(expected)} "

@@ -13,7 +13,7 @@ from runtime.params import MAX_NODES
 SCHEMA = 1
 FILE = "manifest.json"
 FORMS = ("ragged",)
-PRECISIONS = ("fp32", "int8", "int4")
+PRECISIONS = ("fp32", "int8", "int8-block32", "int4")
 # of decoder.onnx, beside each layer's cache
 STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
 STEP_OUTPUTS = ("logits", "argmax", "hidden")

@@ -29,7 +29,7 @@ class Prompts:
         self._tokenizer = tokenizer
         try:
             text = manifest.chat_template
-            self._template = None if text is None else _environment().from_string(text)
+            self._template = None if text is None else environment().from_string(text)
         except TemplateSyntaxError as error:
             raise ArtifactError(
                 f"the chat template of {manifest.name} does not compile, line {error.lineno}: {error}"
@@ -49,7 +49,10 @@ class Prompts:
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         if self._template is None:
-            raise PromptError(f"{self._name} has no chat template: send a raw prompt")
+            raise PromptError(
+                f"{self._name} has no chat template, so it takes no messages: send a prompt with raw: true, or export "
+                "the model with --chat-template"
+            )
         try:
             return self._template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
@@ -74,14 +77,15 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def environment() -> ImmutableSandboxedEnvironment:
+    """In which every chat template is compiled and rendered."""
+    made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+    made.filters["tojson"] = _tojson
+    made.globals["raise_exception"] = _raise_exception
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

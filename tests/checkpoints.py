@@ -29,13 +29,25 @@ TYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, 
 CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 
 
-def tiny_llama(directory: Path, *, seed: int = 0, dtype: str = "float32", shards: int = 1, **overrides: Any) -> Path:
-    """A whole checkpoint; an override of None deletes the field of config.json."""
+def tiny_llama(
+    directory: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    shards: int = 1,
+    pickled: bool = False,
+    heads: str | None = None,
+    **overrides: Any,
+) -> Path:
+    """A checkpoint; an override of None deletes the field of config.json. `heads`: their layout, among the tensors."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in (CONFIG | overrides).items() if value is not None}
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    tensors = {name: value.astype(TYPES[dtype]) for name, value in random_tensors(config, seed).items()}
-    write_tensors(directory, tensors, shards)
+    tensors = random_tensors(config, seed)
+    if heads is not None:
+        tensors |= {f"medusa_head.{name}": value for name, value in medusa_tensors(heads).items()}
+    tensors = {name: value.astype(TYPES[dtype]) for name, value in tensors.items()}
+    write_tensors(directory, tensors, shards, pickled)
     write_tokenizer(directory)
     return directory
 
@@ -77,18 +89,34 @@ def random_tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shards: int = 1) -> None:
-    """One model.safetensors, or that many shards and their index."""
+def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shards: int = 1, pickled: bool = False) -> None:
+    """One model.safetensors, or that many shards and their index; the same as pickles."""
+    stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
+    save = save_pickle if pickled else save_file
     if shards == 1:
-        save_file(tensors, directory / "model.safetensors")
+        save(tensors, directory / f"{stem}.{suffix}")
         return
     places = {}
     for shard in range(shards):
-        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        file = f"{stem}-{shard + 1:05}-of-{shards:05}.{suffix}"
         part = {name: tensors[name] for name in list(tensors)[shard::shards]}
-        save_file(part, directory / file)
+        save(part, directory / file)
         places |= dict.fromkeys(part, file)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (directory / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def save_pickle(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """As torch.save does; bfloat16 goes through its bits, since numpy's own torch does not know."""
+    import torch
+
+    kind = ml_dtypes.bfloat16
+    torch.save(
+        {
+            name: torch.from_numpy(v.view(np.int16)).view(torch.bfloat16) if v.dtype == kind else torch.from_numpy(v)
+            for name, v in tensors.items()
+        },
+        path,
+    )
 
 
 def write_tokenizer(directory: Path) -> None:

@@ -72,6 +72,8 @@ FIELDS = {
     "float16": Field({"dtype": "float16"}, None),
     "bfloat16": Field({"dtype": "bfloat16"}, None),
     "shards": Field({"shards": 2}, None),
+    "pickled": Field({"pickled": True, "dtype": "bfloat16"}, None),
+    "pickled shards": Field({"pickled": True, "shards": 2}, None),
 }  # fmt: skip
 
 

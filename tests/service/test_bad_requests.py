@@ -131,9 +131,11 @@ def test_a_request_beyond_the_memory_budget() -> None:
 
 def test_an_artifact_without_a_template_takes_raw_prompts() -> None:
     with serving(lambda: engine_on(HeldSession(fake_manifest()))) as server:
-        response = server.generate(prompt="a")
-        assert (response.status_code, response.json()["error"]["type"]) == (400, "PromptError")
-        assert "raw" in response.json()["error"]["message"]
+        for body in ({"prompt": "a"}, {"messages": [USER]}, {"messages": [USER], "stream": True}):
+            response = server.generate(**body)
+            assert (response.status_code, response.json()["error"]["type"]) == (400, "PromptError")
+            message = response.json()["error"]["message"]
+            assert "fake has no chat template" in message and "raw: true" in message and "--chat-template" in message
         assert server.generate(prompt="a", raw=True).status_code == 200
 
 

@@ -33,9 +33,10 @@ def read_all(directory: Path) -> Tensors:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_types_and_shards(tmp_path: Path, dtype: str, shards: int) -> None:
+@pytest.mark.parametrize("pickled", [False, True])
+def test_types_and_shards(tmp_path: Path, dtype: str, shards: int, pickled: bool) -> None:
     written = load_file(tiny_llama(tmp_path / "plain") / "model.safetensors")
-    found = read_all(tiny_llama(tmp_path / "other", dtype=dtype, shards=shards))
+    found = read_all(tiny_llama(tmp_path / "other", dtype=dtype, shards=shards, pickled=pickled))
     kind: Any = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     assert found.keys() == written.keys()
     for name, values in found.items():
@@ -125,67 +126,58 @@ def test_bad_tensors(tmp_path: Path, name: str) -> None:
 
 
 def truncated(directory: Path) -> None:
-    path = directory / "model.safetensors"
+    path = max(path for path in directory.iterdir() if path.suffix in (".safetensors", ".bin"))
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def point_elsewhere(directory: Path) -> None:
-    index = json.loads((directory / "model.safetensors.index.json").read_text())
-    index["weight_map"][Q] = next(file for file in index["weight_map"].values() if file != index["weight_map"][Q])
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+def reindex(edit: Callable[[dict[str, str]], object]) -> Callable[[Path], None]:
+    """Damage to the index's weight_map."""
+
+    def damage(directory: Path) -> None:
+        [path] = directory.glob("*.index.json")
+        index = json.loads(path.read_text())
+        edit(index["weight_map"])
+        path.write_text(json.dumps(index))
+
+    return damage
 
 
-def forget(directory: Path) -> None:
-    index = json.loads((directory / "model.safetensors.index.json").read_text())
-    del index["weight_map"][Q]
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+def elsewhere(places: dict[str, str]) -> None:
+    places[Q] = next(file for file in places.values() if file != places[Q])
 
 
-def invent(directory: Path) -> None:
-    index = json.loads((directory / "model.safetensors.index.json").read_text())
-    index["weight_map"]["ghost"] = "model-00001-of-00002.safetensors"
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+def index_text(text: str) -> Callable[[Path], object]:
+    return lambda directory: next(directory.glob("*.index.json")).write_text(text)
 
 
-BAD_FILES: dict[str, tuple[int, Callable[[Path], object], str]] = {
-    "truncated": (1, truncated, "model.safetensors is damaged"),
-    "empty": (1, lambda d: (d / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
-    "a web page": (1, lambda d: (d / "model.safetensors").write_text("<html>" * 50), "model.safetensors is damaged"),
-    "nothing there": (1, lambda d: (d / "model.safetensors").unlink(), "has neither model.safetensors nor"),
-    "a pickled checkpoint": (
-        1,
-        lambda d: (d / "model.safetensors").rename(d / "pytorch_model-00001-of-00001.bin"),
-        "is a pickled checkpoint",
-    ),
-    "a shard gone": (
-        2,
-        lambda d: (d / "model-00002-of-00002.safetensors").unlink(),
-        "model-00002-of-00002.safetensors is missing",
-    ),
-    "the index names another shard": (2, point_elsewhere, f"{Q} is in model-0000"),
-    "the index forgets a tensor": (2, forget, "the index says nothing of it"),
-    "the index invents a tensor": (2, invent, "ghost is not in model-00001-of-00002.safetensors"),
-    "no index but an object": (
-        2,
-        lambda d: (d / "model.safetensors.index.json").write_text("{}"),
-        "weight_map has to be",
-    ),
-    "no JSON": (2, lambda d: (d / "model.safetensors.index.json").write_text("{"), "is not JSON"),
-    "a path in the index": (
-        2,
-        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'),
-        "names of files beside it",
-    ),
+Damage = Callable[[Path], object]
+BAD_FILES: dict[str, tuple[int, Damage, str]] = {
+    "truncated": (1, truncated, "{file} is damaged"),
+    "empty": (1, lambda d: [p.write_bytes(b"") for p in d.glob("*model.*")], "{file} is damaged"),
+    "a web page": (1, lambda d: [p.write_text("<html>" * 50) for p in d.glob("*model.*")], "{file} is damaged"),
+    "nothing there": (1, lambda d: [p.unlink() for p in d.glob("*model.*")], "expected one of model.safetensors, "),
+    "a truncated shard": (2, truncated, "{shard} is damaged"),
+    "a shard gone": (2, lambda d: [p.unlink() for p in d.glob("*model-00002*")], "{shard} is missing"),
+    "the index names another shard": (2, reindex(elsewhere), f"{Q} is in {{stem}}-0000"),
+    "the index forgets a tensor": (2, reindex(lambda p: p.pop(Q)), "the index says nothing of it"),
+    "the index invents a tensor": (2, reindex(lambda p: p.update(ghost=p[Q])), "ghost is not in {stem}-0000"),
+    "no index but an object": (2, index_text("{}"), "weight_map has to be"),
+    "no JSON": (2, index_text("{"), "is not JSON"),
+    "a path in the index": (2, index_text('{"weight_map": {"a": "../b.bin"}}'), "names of files beside it"),
 }
 
 
+@pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files(tmp_path: Path, name: str) -> None:
+def test_bad_files(tmp_path: Path, name: str, pickled: bool) -> None:
     shards, damage, message = BAD_FILES[name]
-    damage(tiny_llama(tmp_path, shards=shards))
+    damage(tiny_llama(tmp_path, shards=shards, pickled=pickled))
+    stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
     with pytest.raises(CheckpointError) as caught:
         opened(tmp_path)
-    assert message in str(caught.value)
+    assert message.format(stem=stem, file=f"{stem}.{suffix}", shard=f"{stem}-00002-of-00002.{suffix}") in str(
+        caught.value
+    )
     assert str(tmp_path) in str(caught.value)
 
 

@@ -25,10 +25,29 @@ def test_a_whole_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (manifest.precision, manifest.context, manifest.medusa_heads) == ("int4", 64, 3)
 
 
+def test_heads_in_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are found, others may be asked for, and none too."""
+    base, out = tiny_llama(tmp_path / "base", heads="v2", medusa_num_heads=2), tmp_path / "tiny"
+    other = str(medusa_heads(tmp_path / "other", count=1))
+    for options, count, lines in (
+        ([], 3, ["3 Medusa heads found in ", "says medusa_num_heads 2, model.safetensors holds 3 heads"]),
+        (["--heads", other], 1, []),
+        (["--plain"], 0, []),
+    ):
+        assert main([str(base), *options, "--out", str(out)]) == 0
+        printed = capsys.readouterr().err
+        assert Manifest.read(out).medusa_heads == count
+        assert all(line in printed for line in lines) and ("found in" in printed) == bool(lines)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(base), "--plain", "--heads", other, "--out", str(out)])
+    assert "not allowed with" in capsys.readouterr().err
+
+
 def test_one_default_an_option() -> None:
     options = parser().parse_args(["base", "--out", "tiny"])
     source = Source(Path("base"))
-    assert (options.heads, options.precision, options.context) == (source.heads, source.precision, source.context)
+    for name in ("heads", "precision", "context", "chat_template", "plain"):
+        assert getattr(options, name) == getattr(source, name)
 
 
 BAD: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
@@ -53,7 +72,8 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 def test_errors(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, code, message = BAD[name]
     assert main([*arguments(tmp_path), "--out", str(tmp_path / "tiny")]) == code
-    (line,) = capsys.readouterr().err.splitlines()
+    *before, line = capsys.readouterr().err.splitlines()
+    assert all(other.startswith("chat template: ") for other in before)
     assert line.startswith("export: ") and message in line
 
 
@@ -79,7 +99,7 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
     """Exporting safetensors takes what serving takes."""
     base, heads = tiny_llama(tmp_path / "base"), medusa_heads(tmp_path / "heads")
     code = (
-        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'sentencepiece'));"
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'sentencepiece', 'gguf'));"
         "from export.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = [str(base), "--heads", str(heads), "--out", str(tmp_path / "tiny")]

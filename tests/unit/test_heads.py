@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from export.checkpoint import Checkpoint
 from export.config import ModelConfig
-from export.heads import MedusaHeads, known_accuracy, locate
+from export.heads import MedusaHeads, known_accuracy, locate, misstated
 from export.needs import main as needs
 from runtime.errors import CheckpointError, TensorError
-from tests.checkpoints import medusa_heads, medusa_tensors, tiny_llama
+from tests.checkpoints import medusa_heads, medusa_tensors, save_pickle, tiny_llama
 
 Tensors = dict[str, np.ndarray]
 
@@ -22,11 +23,6 @@ Tensors = dict[str, np.ndarray]
 @pytest.fixture
 def config(tmp_path: Path) -> ModelConfig:
     return ModelConfig.read(tiny_llama(tmp_path / "base"))
-
-
-def save_pickle(path: Path, tensors: Tensors) -> Path:
-    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, path)
-    return path
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -80,6 +76,51 @@ def test_vllm_heads_that_store_one_product_under_the_first_head(tmp_path: Path, 
     assert last is not None and np.array_equal(last, tensors["lm_heads.0.weight"])
 
 
+@pytest.mark.parametrize("layout", ["v1", "v2"])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_heads_among_the_checkpoints_tensors(tmp_path: Path, layout: str, shards: int, pickled: bool) -> None:
+    """Medusa-2 trains base and heads together and saves them together."""
+    base = tiny_llama(tmp_path / "both", heads=layout, shards=shards, pickled=pickled)
+    config = ModelConfig.read(base)
+    want = medusa_tensors(layout)
+    for heads in (MedusaHeads.within(base, Checkpoint(base, config)), MedusaHeads.read(base, config)):
+        assert heads is not None and heads.count == 3
+        assert np.array_equal(heads.resblock(2)[0][0], want["2.0.linear.weight"])
+        lm = heads.lm(1)
+        assert np.array_equal(lm, want["1.1.weight"]) if lm is not None else layout == "v2"
+        assert known_accuracy(heads.file, 3) is None
+
+
+def test_heads_beside_the_checkpoints_tensors(tmp_path: Path, config: ModelConfig) -> None:
+    base = tmp_path / "base"
+    assert MedusaHeads.within(base, Checkpoint(base, config)) is None
+    medusa_heads(base, count=2)
+    heads = MedusaHeads.within(base, Checkpoint(base, config))
+    assert heads is not None and (heads.count, heads.file) == (2, base / "medusa_lm_head.safetensors")
+
+
+def test_heads_among_the_tensors_have_to_fit_too(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "both", heads="v1")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["medusa_head.1.0.linear.bias"]
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(TensorError, match=r"model.safetensors: 1\.0\.linear\.bias is missing"):
+        MedusaHeads.within(base, Checkpoint(base, ModelConfig.read(base)))
+
+
+def test_the_tensors_say_how_many_heads_there_are(tmp_path: Path, config: ModelConfig) -> None:
+    """vicuna-7b-v1.3's config.json says two, its file holds five."""
+    directory = medusa_heads(tmp_path / "heads", count=5)
+    heads = MedusaHeads.read(directory, config)
+    assert heads.count == 5 and misstated(heads) is None
+    for stated, line in ((5, None), (2, f"{directory / 'config.json'} says medusa_num_heads 2, ")):
+        (directory / "config.json").write_text(json.dumps({"medusa_num_heads": stated, "medusa_num_layers": 1}))
+        found = misstated(MedusaHeads.read(directory, config))
+        assert found == line or (found is not None and line is not None and found.startswith(line))
+    assert found is not None and found.endswith("medusa_lm_head.safetensors holds 5 heads: all of them are used")
+
+
 BAD: dict[str, tuple[str, Callable[[Tensors], object], list[str]]] = {
     "a head missing": (
         "v1",
@@ -129,7 +170,7 @@ def test_bad_heads(tmp_path: Path, config: ModelConfig, name: str, pickled: bool
     edit(tensors)
     path = tmp_path / ("heads.pt" if pickled else "heads.safetensors")
     if pickled:
-        save_pickle(path, tensors)
+        save_pickle(tensors, path)
     else:
         save_file(tensors, path)
     with pytest.raises(TensorError) as caught:
@@ -168,7 +209,8 @@ def test_a_pickle_of_something_else(tmp_path: Path, config: ModelConfig) -> None
 def test_without_torch_the_error_says_what_installs_it(
     tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save_pickle(tmp_path / "heads.pt", medusa_tensors("v1"))
+    path = tmp_path / "heads.pt"
+    save_pickle(medusa_tensors("v1"), path)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(CheckpointError, match="needs torch to read: `make export` installs it"):
         MedusaHeads.read(path, config)
@@ -185,11 +227,28 @@ def test_where_heads_are_looked_for(tmp_path: Path) -> None:
 
 
 def test_needs_prints_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert needs([]) == 0 and needs([str(medusa_heads(tmp_path / "safe"))]) == 0
+    base, heads = str(tiny_llama(tmp_path / "base")), str(medusa_heads(tmp_path / "heads"))
+    assert needs([base]) == 0 and needs([base, heads]) == 0
     assert capsys.readouterr().out == ""
-    assert needs([str(save_pickle(tmp_path / "heads.pt", medusa_tensors("v1")))]) == 0
-    assert capsys.readouterr().out == "export\n"
-    assert needs([str(tmp_path / "nowhere")]) == CheckpointError.exit_code
+    save_pickle(medusa_tensors("v1"), tmp_path / "heads.pt")
+    pickled = [str(tiny_llama(tmp_path / f"pickled-{shards}", shards=shards, pickled=True)) for shards in (1, 2)]
+    for arguments in ([base, str(tmp_path / "heads.pt")], [pickled[0]], [pickled[1], heads]):
+        assert needs(arguments) == 0
+        assert capsys.readouterr().out == "export\n"
+    bare = tiny_llama(tmp_path / "bare")
+    (bare / "tokenizer.model").touch()
+    assert needs([str(bare)]) == 0 and capsys.readouterr().out == ""
+    (bare / "tokenizer.json").unlink()
+    assert needs([str(bare), str(tmp_path / "heads.pt")]) == 0
+    assert capsys.readouterr().out == "export\nsentencepiece\n"
+    both = tiny_llama(tmp_path / "both")
+    save_pickle(medusa_tensors("v1"), both / "medusa_lm_head.pt")
+    assert needs([str(both)]) == 0 and capsys.readouterr().out == "export\n"
+    assert needs([str(both), heads]) == 0 and capsys.readouterr().out == ""
+    tiny_llama(tmp_path / "pickled-1")  # safetensors beside the pickle: that is what an export reads
+    assert needs(pickled[:1]) == 0
+    assert capsys.readouterr().out == ""
+    assert needs([base, str(tmp_path / "nowhere")]) == CheckpointError.exit_code
     assert "nowhere does not exist" in capsys.readouterr().err
 
 

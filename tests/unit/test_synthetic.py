@@ -1,6 +1,7 @@
 """Synthetic checkpoints: the true shapes, read and exported as a real one is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from export import synthetic
+from export import random_weights, synthetic
 from export.artifact import Source, export
 from export.checkpoint import Checkpoint, expected_shapes
 from export.config import ModelConfig
 from export.heads import MedusaHeads
-from export.synthetic import SHAPES, main, synthesize
+from export.model import open_model
+from export.synthetic import FORMS, GGUF_FORMS, SHAPES, main, synthesize
 from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
 from runtime.prompts import Prompts
@@ -49,7 +51,7 @@ def test_shapes_are_those_published(name: str, parameters: int, published: tuple
 def test_heads_have_the_published_size(tmp_path: Path) -> None:
     """vicuna-7b's five heads: 1.48 GB in two bytes a value."""
     (tmp_path / "config.json").write_text(json.dumps(SHAPES["vicuna-7b"]))
-    weights = synthetic.head_weights(ModelConfig.read(tmp_path), 5, 0.02)
+    weights = random_weights.head_weights(ModelConfig.read(tmp_path), 5, 0.02)
     assert 2 * sum(weight.size for weight in weights) == pytest.approx(1.48e9, rel=0.01)
 
 
@@ -84,7 +86,7 @@ def test_values_follow_from_the_seed_and_the_name(tmp_path: Path, dtype: str, mo
     """The same whatever the files are like, others for another seed, and of the asked type."""
     for name, options in (("one", {}), ("many", {"shard": 50_000}), ("bare", {"heads": 0}), ("other", {"seed": 1})):
         synthesize("tiny", tmp_path / name, dtype=dtype, **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(synthetic, "PIECE", 1000)
+    monkeypatch.setattr(random_weights, "PIECE", 992)
     synthesize("tiny", tmp_path / "pieces", dtype=dtype)
 
     def tensor(directory: str, name: str = "layers.1.mlp.up_proj") -> np.ndarray:
@@ -115,11 +117,34 @@ def test_the_tokenizer_has_the_vocabulary_of_the_model(tmp_path: Path, vocab: in
     assert tokenizer.encode("</s>").ids[-1] == 2
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_same_model(form: str, tmp_path: Path) -> None:
+    """The values differ by what the form's type rounds; heads, tokenizer and config are there, and it is exported."""
+    synthesize("tiny", tmp_path / "safe", dtype="float32")
+    synthesize("tiny", tmp_path / form, form=form, dtype="float32", shard=100_000)
+    want, found = open_model(tmp_path / "safe"), open_model(tmp_path / form)
+    assert np.float32(found.config.norm_eps) == np.float32(want.config.norm_eps)  # GGUF has no doubles
+    assert replace(found.config, norm_eps=want.config.norm_eps) == want.config
+    largest = {"f16": 1e-3, "bf16": 4e-3, "q8_0": 5e-3, "q5_0": 0.0626, "q4_1": 0.08, "q4_0": 0.126}.get(form[5:], 0.0)
+    for name in expected_shapes(want.config):
+        values, right = found.checkpoint.tensor(name), want.checkpoint.tensor(name)
+        assert np.abs(values - right).max() <= largest * np.abs(right).max()
+    question = "What does os.path.join do?"
+    ids = [Tokenizer.from_str(model.tokenizer.text).encode(question).ids for model in (found, want)]
+    assert ids[0] == ids[1] or form in GGUF_FORMS  # which has no pattern that splits a text first
+    assert Tokenizer.from_str(found.tokenizer.text).decode(ids[0]) == question
+    manifest, _ = export(Source(tmp_path / form), tmp_path / "artifact", lambda what: None)
+    assert manifest.medusa_heads == 5 and manifest.chat_template == want.tokenizer.chat_template
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny", "--out", str(tmp_path / "m"), "--heads", "2", "--dtype", "bfloat16"]) == 0
     assert "2 Medusa heads, 2 files of tensors" in capsys.readouterr().out
     assert main(["tiny", "--out", str(tmp_path / "m")]) == 2
     assert "not an empty directory" in capsys.readouterr().err
+    assert main(["tiny", "--out", str(tmp_path / "g"), "--form", "gguf-q4_0"]) == 0
+    assert "5 Medusa heads, 2 files of tensors" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["medusa_lm_head.safetensors", "tiny.Q4_0.gguf"]
     for wrong in (["--heads", "-1"], ["--shard-gib", "0"], ["--seed", "-1"]):
         with pytest.raises(SystemExit, match="2"):
             main(["tiny", "--out", str(tmp_path / "n"), *wrong])

@@ -68,7 +68,7 @@ def add_token(directory: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer.json": (
         lambda d: (d / "tokenizer.json").unlink(),
-        "tokenizer.json is missing: make it with python -c",
+        "tokenizer.json is missing, and tokenizer.model too",
     ),
     "no JSON": (lambda d: (d / "tokenizer.json").write_text("{"), "tokenizer.json does not load"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer.json does not load"),
