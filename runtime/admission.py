@@ -26,8 +26,16 @@ class Admission:
 def admit(prompt: Sequence[int], params: SamplingParams, manifest: Manifest, config: EngineConfig) -> Admission:
     """Raises PromptError, ContextError, ParameterError or MemoryBudgetError for what can never be served."""
     _check_prompt(prompt, manifest, config)
-    if unknown := [token for token in params.stop_token_ids if token >= manifest.vocab]:
-        raise ParameterError(f"stop_token_ids has {unknown[0]}: the vocabulary ends at {manifest.vocab - 1}")
+    for name in ("stop_token_ids", "logit_bias"):
+        if unknown := [token for token in getattr(params, name) if token >= manifest.vocab]:
+            raise ParameterError(f"{name} has {unknown[0]}: the vocabulary ends at {manifest.vocab - 1}")
+    if params.min_tokens > params.max_tokens:
+        raise ParameterError(f"min_tokens is {params.min_tokens}: it has to be at most max_tokens, {params.max_tokens}")
+    if params.structured_outputs is not None:
+        if params.ignore_eos:
+            raise ParameterError("ignore_eos is true: with structured_outputs, their grammar says where the end may be")
+        if not manifest.eos:
+            raise ParameterError(f"structured_outputs need an end token: {manifest.name} was exported without one")
     nodes = _nodes(params, manifest, config)
     limit = min(params.max_tokens, config.context - len(prompt))
     return Admission(nodes, limit, _reservation(len(prompt), limit, nodes, manifest, config))

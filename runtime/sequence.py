@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.choice import Choice
 from runtime.habit import Habit
 from runtime.params import SamplingParams
+from runtime.sampling import Logprobs
 from runtime.text import TextStream
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -26,6 +28,7 @@ class Sequence:
     limit: int  # tokens it may emit: max_tokens or what the context leaves
     reserved: int  # bytes of keys and values set aside for it
     stream: TextStream
+    choice: Choice | None = None  # None: the argmax, or a plain draw
     tokens: list[int] = field(default_factory=list)  # emitted
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -53,3 +56,4 @@ class Output:
     tokens: tuple[int, ...]
     text: str
     finish_reason: FinishReason | None
+    logprobs: tuple[Logprobs, ...] = ()  # of `tokens`, if the request asks for them

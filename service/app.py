@@ -15,11 +15,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from runtime.errors import GorgonError, NotReadyError
-from service.answer import Answer
+from service.answer import Answer, Piece
 from service.engine_thread import EngineThread
-from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse
+from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
 
 if TYPE_CHECKING:
+    from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
 
 PAGE = Path(__file__).with_name("page.html")
@@ -68,7 +69,10 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     else:
         text = body.prompt or ""
         size, encode = len(text), partial(prompts.raw if body.raw else prompts.question, text)
-    answer = engine.submit(encode() if size <= AT_ONCE else await asyncio.to_thread(encode), body.params)
+    params = body.params
+    prompt = encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
+    await engine.prepare(params)
+    answer = engine.submit(prompt, params)
     try:
         sequence = await unless_gone(answer.admitted(), http.receive)
         if body.stream:
@@ -77,7 +81,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     except BaseException:
         answer.cancel()
         raise
-    return JSONResponse(GenerateResponse.of(whole, sequence.finish_reason, sequence).model_dump())
+    return JSONResponse(_dump(whole.text, sequence.finish_reason, sequence, whole.logprobs))
 
 
 @router.get("/health", responses={503: {"description": "loading, draining, or the engine has stopped"}})
@@ -120,8 +124,8 @@ class EventStream(StreamingResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         ended = False
         while not ended:
-            texts, ended = await self._answer.news()
-            events = [_event({"text": text}) for text in texts]
+            pieces, ended = await self._answer.news()
+            events = [_event(_said(piece)) for piece in pieces]
             if ended:
                 events.append(_event(self._last()))
             await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": not ended})
@@ -131,8 +135,25 @@ class EventStream(StreamingResponse):
             self._answer.check()
         except GorgonError as error:
             failure = {"error": Failure.of(error).model_dump()}
-            return GenerateResponse.of("", "error", self._sequence).model_dump() | failure
-        return GenerateResponse.of("", self._sequence.finish_reason, self._sequence).model_dump()
+            return _dump("", "error", self._sequence) | failure
+        return _dump("", self._sequence.finish_reason, self._sequence)
+
+
+def _dump(
+    text: str, finish_reason: str | None, sequence: "Sequence", logprobs: "tuple[Logprobs, ...]" = ()
+) -> dict[str, Any]:
+    """A whole answer; without `logprobs` where there are none."""
+    answer = GenerateResponse.of(text, finish_reason, sequence, logprobs).model_dump()
+    if answer["logprobs"] is None:
+        del answer["logprobs"]
+    return answer
+
+
+def _said(piece: Piece) -> dict[str, Any]:
+    event: dict[str, Any] = {"text": piece.text}
+    if piece.logprobs:
+        event["logprobs"] = [Logprob.of(entry).model_dump() for entry in piece.logprobs]
+    return event
 
 
 def _event(data: dict[str, Any]) -> str:
