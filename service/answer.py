@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,11 @@ class Piece:
 
     text: str
     logprobs: "tuple[Logprobs, ...]" = ()
+
+    @classmethod
+    def of(cls, pieces: "Items[Piece]") -> "Piece":
+        """All of them as one."""
+        return cls("".join(piece.text for piece in pieces), tuple(entry for p in pieces for entry in p.logprobs))
 
 
 class Answer:
@@ -67,7 +73,7 @@ class Answer:
             more, ended = await self.news()
             pieces += more
         self.check()
-        return Piece("".join(piece.text for piece in pieces), sum((piece.logprobs for piece in pieces), ()))
+        return Piece.of(pieces)
 
     def cancel(self) -> None:
         """Nobody listens any more: asks the engine for the row back. Does nothing on an answer that has ended."""

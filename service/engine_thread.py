@@ -44,7 +44,7 @@ class EngineThread:
         self.draining = False
         self.stats: dict[str, Any] = {}  # as of the last step; replaced, never changed
         self._load = load
-        self._limit = 0
+        self.limit = 0  # requests that may live at a time
         self._grammars: Grammars | None = None
         self._live: set[Answer] = set()
         self._answers: dict[int, Answer] = {}  # the engine's thread: by sequence id
@@ -91,9 +91,9 @@ class EngineThread:
     def check_room(self, requests: int = 1) -> None:
         """Raises NotReadyError or QueueFullError unless so many requests would be taken now."""
         self.ready()
-        if len(self._live) + requests > self._limit:
+        if len(self._live) + requests > self.limit:
             raise QueueFullError(
-                f"{len(self._live)} requests run or wait, and this server takes {self._limit}: try again later"
+                f"{len(self._live)} requests run or wait, and this server takes {self.limit}: try again later"
             )
 
     async def prepare(self, params: SamplingParams) -> None:
@@ -119,7 +119,7 @@ class EngineThread:
 
     def _opened(self, prompts: Prompts, grammars: "Grammars", context: int, limit: int) -> None:
         self.prompts, self._grammars, self.context = prompts, grammars, context
-        self._limit = limit
+        self.limit = limit
         logger.info("ready: %(model)s, %(precision)s, %(provider)s, %(rows)d rows", self.stats)
 
     def _failed(self, error: Exception) -> None:

@@ -125,7 +125,8 @@ class GenerateRequest(BaseModel):
     @classmethod
     def _in_range(cls, value: Any, info: ValidationInfo) -> Any:
         try:
-            SamplingParams(**{str(info.field_name): value.outputs if isinstance(value, Structured) else value})
+            given: dict[str, Any] = {str(info.field_name): value.outputs if isinstance(value, Structured) else value}
+            SamplingParams(**given)
         except ParameterError as error:
             raise PydanticCustomError("parameter", "{message}", {"message": str(error)}) from None
         return value
