@@ -61,14 +61,19 @@ def _nodes(params: SamplingParams, manifest: Manifest, config: EngineConfig) -> 
     return AUTO_NODES if params.speculation == "auto" else int(params.speculation)
 
 
-def _reservation(prompt: int, limit: int, nodes: int, manifest: Manifest, config: EngineConfig) -> int:
-    """Bytes of keys and values a request may come to need, in whole pages."""
+def kv_bytes(tokens: int, manifest: Manifest) -> int:
+    """Bytes of keys and values that so many tokens of a row take, in whole pages."""
     page = max(1, mmap.PAGESIZE // (4 * manifest.head_dim))  # tokens of one key-value head in a page
-    tokens = -(-(prompt + limit + nodes) // page) * page
-    need = tokens * manifest.kv_bytes
+    return -(-tokens // page) * page * manifest.kv_bytes
+
+
+def _reservation(prompt: int, limit: int, nodes: int, manifest: Manifest, config: EngineConfig) -> int:
+    """Bytes of keys and values a request may come to need."""
+    need = kv_bytes(prompt + limit + nodes, manifest)
     if need > config.kv_memory:
         raise MemoryBudgetError(
-            f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {tokens} x {manifest.kv_bytes} bytes ="
-            f" {need} of keys and values, the budget is {config.kv_memory}: ask for fewer tokens"
+            f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {need // manifest.kv_bytes} x"
+            f" {manifest.kv_bytes} bytes = {need} of keys and values, the budget is {config.kv_memory}: ask for fewer"
+            " tokens"
         )
     return need

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from runtime.admission import admit
+from runtime.admission import admit, kv_bytes
 from runtime.batch import Packer
 from runtime.choice import Choice
 from runtime.cost import CostModel
@@ -30,7 +31,7 @@ from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
 from runtime.ragged import RaggedSession
 from runtime.sampling import draw
-from runtime.scheduler import Plan, Scheduler
+from runtime.scheduler import Copy, Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Draft, Result, Session
 from runtime.speculation import Speculator
@@ -62,7 +63,8 @@ class Engine:
         self._pieces = Pieces(tokenizer)
         self.grammars = Grammars(tokenizer, self._pieces, manifest.vocab, manifest.eos)
         self.session = session
-        self._scheduler = Scheduler(config.rows, config.kv_memory)
+        held = partial(kv_bytes, manifest=manifest) if config.prefix_reuse else None
+        self._scheduler = Scheduler(config.rows, config.kv_memory, held)
         self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
         self._speculator = Speculator(
             accuracy_of(manifest), manifest.draft_top_k, cost, self._packer.least, self._heads
@@ -176,6 +178,11 @@ class Engine:
             raise
         return sequences
 
+    def forget(self) -> None:
+        """Gives up the prefixes that are kept for later requests."""
+        for row in self._scheduler.forget():
+            self.session.release(row)
+
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and what is in use now. Times are in seconds, memory in bytes."""
         scheduler, m = self._scheduler, self.manifest
@@ -183,6 +190,7 @@ class Engine:
             "model": m.name, "precision": m.precision, "form": m.form, "provider": self.session.provider,
             "rows": self.config.rows, "rows_in_use": len(scheduler.running),
             "waiting": len(scheduler.waiting), "queue": self.config.queue,
+            "rows_held": len(scheduler.held), "kv_bytes_held": scheduler.kv_held,
             "kv_bytes_reserved": scheduler.kv_reserved, "kv_bytes_limit": scheduler.kv_limit,
             **self._stats.figures(), "drafting": self._speculator.decisions.figures(),
         }  # fmt: skip
@@ -202,9 +210,11 @@ class Engine:
 
     def _step(self, plan: Plan) -> list[Output]:
         try:
-            for source, target, length in plan.moves:
-                self.session.copy(source, target, length)
-                self.session.release(source)
+            for change in plan.changes:
+                if isinstance(change, Copy):
+                    self.session.copy(change.source, change.target, change.length)
+                else:
+                    self.session.release(change.row)
             trees = self._speculator.draft(plan)
             works: list[tuple[int, list[int] | Tree]] = [
                 (s.length, tree or s.prompt[s.length : s.length + n])
@@ -219,9 +229,11 @@ class Engine:
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
             log.exception("a step of %d sequences failed", len(plan.sequences))
             self._stats.failed_steps += 1
-            for source, _, _ in plan.moves:
-                self.session.release(source)
-            return [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
+            ends = [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
+            self._scheduler.forget()
+            for row in range(self.config.rows):  # nobody runs, and what changed in the rows is unknown
+                self.session.release(row)
+            return ends
         outputs = []
         paths: list[list[int] | None] = [None] * len(trees)
         for row, (s, n, tree, at) in enumerate(zip(plan.sequences, plan.prefill, trees, first, strict=True)):
@@ -254,6 +266,8 @@ class Engine:
         assert s.row is not None
         self._stats.prefilled += n
         done = s.length + n == len(s.prompt)
+        if s.length == s.cached:
+            self._stats.reused += s.cached
         self.session.commit(s.row, s.length, list(range(n)), at if done else None)
         s.length += n
         return self._emit(s, [self._choose(s, result, at, 0, ())]) if done else None
@@ -284,6 +298,8 @@ class Engine:
         self._stats.count_tree(tree, accepted, kept)
         if s.row is not None:
             self.session.commit(s.row, s.length, path, at + path[-1])
+            if path[-1] != len(path) - 1 and s.gap is None:
+                s.gap = s.length + next(i for i, slot in enumerate(path) if slot != i)
             s.length += len(path)
         return output, path
 
@@ -328,13 +344,12 @@ class Engine:
         return _output(s, before, text)
 
     def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
-        """Ends a sequence and frees what it held; the text held back for a stop string comes out."""
+        """Ends a sequence; the text held back for a stop string comes out. Its row may be kept for its prefix."""
         s.finish_reason, s.error = reason, error
         self._stats.finished[reason] += 1
-        row = self._scheduler.remove(s)
         text = s.stream.flush()
         s.text += text
-        if row is not None:
+        for row in self._scheduler.remove(s, hold=reason != "error"):
             self.session.release(row)
         return Output(s, (), text, reason)
 

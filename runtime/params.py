@@ -158,6 +158,7 @@ class EngineConfig:
     threads: int = 0  # of ONNX Runtime
     prefill_slowdown: float = 2.0  # how many times its usual step a sequence may wait beside others' prompts
     lookup: bool = True  # draft what followed the newest tokens where they stood before
+    prefix_reuse: bool = True  # keep finished rows for prompts that begin alike
     exact: bool = True  # at least two nodes a row: the same bits in any batch
     verify: bool = False  # check the files' hashes at load
 

@@ -35,6 +35,8 @@ class Sequence:
     error: str | None = None
     row: int | None = None
     length: int = 0
+    cached: int = 0  # tokens of the prompt whose keys and values another sequence had computed
+    gap: int | None = None  # committed tokens before the first path that did not lie in its tree's first slots
     steps: int = 0  # decode steps
     drafted: int = 0  # nodes below the root, over those steps
     accepted: int = 0
@@ -42,6 +44,11 @@ class Sequence:
     @property
     def prefilling(self) -> bool:
         return self.length < len(self.prompt)
+
+    @property
+    def exact(self) -> list[int]:
+        """The first committed tokens, as far as their keys and values are bit-equal to a prefill's."""
+        return (self.prompt + self.tokens)[: self.length if self.gap is None else self.gap]
 
     @property
     def root(self) -> int:

@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
         help="how many times its usual step a sequence may wait beside others' prompts (%(default)g)")  # fmt: skip
     add("--lookup", action=argparse.BooleanOptionalAction, default=default.lookup,
         help="draft what followed the newest tokens where they stood before")  # fmt: skip
+    add("--prefix-reuse", action=argparse.BooleanOptionalAction, default=default.prefix_reuse,
+        help="keep finished rows for prompts that begin alike, while there is room")  # fmt: skip
     add("--queue", type=int, default=default.queue, help="requests that may wait (%(default)s)")
     add("--threads", type=int, default=default.threads, help="threads of ONNX Runtime, 0: all cores (%(default)s)")
     add("--exact", action=argparse.BooleanOptionalAction, default=default.exact,

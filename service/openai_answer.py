@@ -113,6 +113,9 @@ class Envelope:
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
+            "prompt_tokens_details": {
+                "cached_tokens": sum(s.cached for s in sequences[:: self._per_prompt] if s is not None)
+            },
         }
 
 

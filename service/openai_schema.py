@@ -6,7 +6,7 @@ Names and defaults are OpenAI's, and vLLM's for what OpenAI does not have. `null
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from runtime.params import MAX_LOGPROBS, SamplingParams, StructuredOutputs
@@ -14,8 +14,6 @@ from service.schema import Bias, Structured, Text, Texts, TokenIds
 
 MAX_CHOICES = 128
 COMPLETION_TOKENS = 16  # OpenAI's default for max_tokens of completions
-
-Stop = Annotated[Texts | None, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)]
 
 
 class Body(BaseModel):
@@ -34,7 +32,9 @@ class Request(Body):
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Choice i has the seed seed + i.")
-    stop: Stop = Field(None, description="A text or a list of texts, before any of which the answer ends.")
+    stop: Text | Texts | None = Field(
+        None, description="A text or a list of texts, before any of which the answer ends."
+    )
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -76,6 +76,8 @@ class Request(Body):
                 "stop_token_ids", "logit_bias", "include_stop_str_in_output", "ignore_eos", "speculation",
                 "typical_acceptance")  # fmt: skip
         given: dict[str, Any] = {name: value for name in same if (value := getattr(self, name)) is not None}
+        if isinstance(self.stop, str):
+            given["stop"] = (self.stop,)
         if self.seed is not None:
             given["seed"] = (self.seed + choice) % 2**64  # OpenAI's seeds may be negative
         return SamplingParams(

@@ -90,6 +90,16 @@ def test_choices_have_seeds_of_their_own(client: OpenAI) -> None:
     assert answer.usage.completion_tokens == sum(len(s.tokens) for s in expected)
 
 
+def test_what_was_computed_before_is_told() -> None:
+    with serving(lambda: engine_on(HeldSession())) as server, client_of(server) as client:
+        cached = []
+        for prompt, n in (("ab" * 20, 1), ("ab" * 20 + "cd", 2)):
+            usage = client.completions.create(model=MODEL, prompt=prompt, n=n, max_tokens=2).usage
+            assert usage is not None and usage.prompt_tokens_details is not None
+            cached.append(usage.prompt_tokens_details.cached_tokens)
+        assert cached == [0, 40], "of a prompt once, however many choices it has"
+
+
 def test_every_parameter_reaches_the_engine(client: OpenAI) -> None:
     extra = {
         "top_k": 20, "min_p": 0.01, "min_tokens": 4, "repetition_penalty": 1.2, "include_stop_str_in_output": True,

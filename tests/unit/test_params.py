@@ -65,6 +65,7 @@ def test_bad_structured_outputs(values: dict[str, Any], words: str) -> None:
         ("rows", True),
         ("chunk", 4096),
         ("exact", "no"),
+        ("prefix_reuse", 0),
         ("verify", 1),
     ],
 )
