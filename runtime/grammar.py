@@ -52,7 +52,11 @@ class Grammars:
                 self._made = LLTokenizer(
                     _Vocabulary(self._tokenizer, self._pieces, self._vocab, self._eos), self._vocab, self._eos
                 )
-        compiled = LLMatcher(self._made, _source(outputs), log_level=0, limits=LIMITS)  # lets go of the GIL
+        try:
+            source = _source(outputs)
+        except ValueError as error:  # options in a schema
+            raise ParameterError(f"structured_outputs.{outputs.kind} cannot be followed: {error}") from None
+        compiled = LLMatcher(self._made, source, log_level=0, limits=LIMITS)  # lets go of the GIL
         if compiled.is_error():
             raise ParameterError(f"structured_outputs.{outputs.kind} cannot be followed: {_reason(compiled)}")
         try:
@@ -139,7 +143,12 @@ class _Vocabulary(TokenizerWrapper):
 def _source(outputs: StructuredOutputs) -> str:
     """The grammar as llguidance reads it."""
     if outputs.json is not None:
-        return str(LLMatcher.grammar_from_json_schema(outputs.json, WHITESPACE))
+        schema = json.loads(outputs.json)
+        if isinstance(schema, bool):  # anything, and nothing: options need an object
+            schema = {} if schema else {"enum": []}
+        if not isinstance(schema.get("x-guidance", {}), dict):
+            raise ValueError("x-guidance has to be an object of options")
+        return str(LLMatcher.grammar_from_json_schema(schema, WHITESPACE))
     if outputs.json_object:
         return str(LLMatcher.grammar_from_json_schema({"type": "object"}, WHITESPACE))
     if outputs.regex is not None:

@@ -9,8 +9,9 @@ import openai
 import pytest
 from openai import OpenAI
 
+from runtime import grammar
 from runtime.engine import Engine
-from runtime.params import SamplingParams
+from runtime.params import SamplingParams, StructuredOutputs
 from runtime.sequence import Sequence
 from service.openai_document import ChatCompletion, OpenAIError, TextCompletion
 from tests.fake import fake_manifest, fake_tokenizer
@@ -262,6 +263,23 @@ def test_structured_outputs_by_vllms_names(json_client: OpenAI) -> None:
         body = {"structured_outputs": outputs}
         text = json_client.completions.create(model=MODEL, prompt="abc", seed=1, extra_body=body).choices[0].text
         assert "".join(text.split()) in texts
+
+
+def test_no_grammar_is_compiled_by_the_engines_thread(json_client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would hold up everyone else's tokens."""
+    threads: list[str] = []
+    source = grammar._source
+
+    def watched(outputs: StructuredOutputs) -> str:
+        threads.append(threading.current_thread().name)
+        return source(outputs)
+
+    monkeypatch.setattr(grammar, "_source", watched)
+    for regex in ("ab{3}", "ab{4}"):
+        json_client.completions.create(
+            model=MODEL, prompt="abc", n=2, extra_body={"structured_outputs": {"regex": regex}}
+        )
+    assert len(threads) == 2 and "engine" not in threads and "MainThread" not in threads
 
 
 def test_models(client: OpenAI, server: Serving) -> None:
