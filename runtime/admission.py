@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError
 from runtime.manifest import Manifest
-from runtime.params import EngineConfig, SamplingParams
+from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 
 AUTO_NODES = 32  # of the largest tree that `speculation: "auto"` may come to: it sets memory aside for them
 
@@ -65,6 +65,13 @@ def kv_bytes(tokens: int, manifest: Manifest) -> int:
     """Bytes of keys and values that so many tokens of a row take, in whole pages."""
     page = max(1, mmap.PAGESIZE // (4 * manifest.head_dim))  # tokens of one key-value head in a page
     return -(-tokens // page) * page * manifest.kv_bytes
+
+
+def longest(manifest: Manifest, config: EngineConfig) -> int:
+    """Tokens of prompt and answer that one request may have at most, whatever it drafts."""
+    page = kv_bytes(1, manifest)
+    fitting = config.kv_memory // page * (page // manifest.kv_bytes) - MAX_NODES
+    return max(0, min(config.context, fitting))
 
 
 def _reservation(prompt: int, limit: int, nodes: int, manifest: Manifest, config: EngineConfig) -> int:

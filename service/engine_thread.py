@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from runtime.admission import longest
 from runtime.errors import NotReadyError, QueueFullError, StepError
-from runtime.params import SamplingParams
+from runtime.params import EngineConfig, SamplingParams
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
 
@@ -40,6 +41,7 @@ class EngineThread:
     def __init__(self, load: Callable[[], "Engine"]) -> None:
         self.prompts: Prompts | None = None  # None: not loaded yet
         self.context = 0  # tokens of prompt and answer together
+        self.longest = 0  # such tokens for which there is memory
         self.error: Exception | None = None  # what ended the engine, if anything did
         self.draining = False
         self.stats: dict[str, Any] = {}  # as of the last step; replaced, never changed
@@ -117,9 +119,9 @@ class EngineThread:
             answer.end(NotReadyError(reason))
         self._live.clear()
 
-    def _opened(self, prompts: Prompts, grammars: "Grammars", context: int, limit: int) -> None:
-        self.prompts, self._grammars, self.context = prompts, grammars, context
-        self.limit = limit
+    def _opened(self, prompts: Prompts, grammars: "Grammars", config: EngineConfig, longest: int) -> None:
+        self.prompts, self._grammars = prompts, grammars
+        self.context, self.longest, self.limit = config.context, longest, config.rows + config.queue
         logger.info("ready: %(model)s, %(precision)s, %(provider)s, %(rows)d rows", self.stats)
 
     def _failed(self, error: Exception) -> None:
@@ -142,8 +144,8 @@ class EngineThread:
         except Exception as error:  # the process ends with it
             self._tell(self._failed, error)
         else:
-            config = engine.config
-            self._tell(self._opened, prompts, engine.grammars, config.context, config.rows + config.queue)
+            most = longest(engine.manifest, engine.config)
+            self._tell(self._opened, prompts, engine.grammars, engine.config, most)
             try:
                 self._serve(engine)
             except Exception as error:

@@ -40,7 +40,7 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
     """The answer to messages, as OpenAI's."""
     engine, prompts = _engine(http, body.model)
     prompt = await _encode(partial(_chat, prompts, body.messages), sum(len(m.turn["content"]) for m in body.messages))
-    limit = body.limit or engine.context - len(prompt)
+    limit = body.limit or engine.longest - len(prompt)
     choices, news = await _submit(engine, [("", prompt)], body, max(1, limit))
     shape = ChatShape(prompts, body.top is not None)
     return await _respond(http, body, Envelope(shape, "chatcmpl", body.model, choices, body.choices), choices, news)

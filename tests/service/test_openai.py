@@ -124,6 +124,14 @@ def test_without_a_limit_the_context_is_the_limit(client: OpenAI) -> None:
     assert answer.choices[0].finish_reason == "length"
 
 
+def test_without_a_limit_the_memory_is_the_limit() -> None:
+    memory = 100 * fake_manifest().kv_bytes  # for 96 tokens in whole pages, 64 of them tree nodes
+    with serving(lambda: engine_on(HeldSession(), kv_memory=memory)) as server, client_of(server) as client:
+        body = {"ignore_eos": True, "speculation": 64}
+        usage = client.chat.completions.create(messages=MESSAGES, extra_body=body, **GREEDY).usage
+        assert usage is not None and usage.total_tokens == 32
+
+
 def test_a_dialogue_is_sent_back_as_it_came(client: OpenAI) -> None:
     first = client.chat.completions.create(messages=MESSAGES, max_tokens=3, extra_body={"ignore_eos": True}, **GREEDY)
     said = first.choices[0].message

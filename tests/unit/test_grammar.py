@@ -9,10 +9,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from runtime import grammar
+from runtime.engine import Engine
 from runtime.errors import ParameterError, StepError
 from runtime.grammar import Grammars, Matcher
-from runtime.params import StructuredOutputs
+from runtime.params import EngineConfig, SamplingParams, StructuredOutputs
 from runtime.text import Pieces, TextStream
+from tests.fake import fake_cost, fake_manifest
+from tests.service.serving import ScriptSession
 from tests.unit.test_text import TOKENIZERS
 
 TEXTS = ['{"naïve": [1, 2.5]}', " leading space", "日本 😀!", "a fox\n\tand a dog", '"']
@@ -129,3 +132,12 @@ def test_what_does_not_compile_says_why(outputs: dict[str, str]) -> None:
     with pytest.raises(ParameterError, match=rf"^structured_outputs.{name} cannot be followed: \w+") as error:
         grammars.compile(StructuredOutputs(**outputs))
     assert "<" not in str(error.value).replace("<no_such_token>", ""), "the parser's state is not for clients"
+
+
+def test_an_answer_keeps_the_space_that_its_grammar_begins_with(tokenizer: Tokenizer) -> None:
+    """Llama's decoder takes a text's first space away: here it belongs to the text."""
+    manifest = fake_manifest(vocab=tokenizer.get_vocab_size(), eos=(tokenizer.token_to_id("</s>"),))
+    engine = Engine(ScriptSession(manifest, [5]), tokenizer, EngineConfig(rows=1), fake_cost())
+    asked = SamplingParams(structured_outputs=StructuredOutputs(choice=(" leading",)))
+    [s] = engine.generate([[5, 6]], asked)
+    assert (s.text, s.finish_reason) == (" leading", "stop")
