@@ -198,6 +198,9 @@ async def _http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
+    if error.status_code == 400:  # a body that cannot even be decoded
+        failure = Failure(type="RequestError", message=str(error.detail))
+        return JSONResponse({"error": failure.model_dump()}, 400)
     return await http_exception_handler(http, error)
 
 
