@@ -227,6 +227,17 @@ def test_a_failed_step_takes_what_is_held_with_it() -> None:
     check(engine, session)
 
 
+def test_a_row_whose_logits_were_no_numbers_is_not_held() -> None:
+    """Its keys and values may be none either."""
+    session = FakeSession(rows=2, eos_rate=0)
+    engine = engine_of(session, rows=2)
+    sick = engine.add(LONG, SamplingParams(max_tokens=9, speculation="off"))
+    engine.step()
+    session.fail_next = "nan"
+    finish(engine, sick)
+    assert sick.finish_reason == "error" and engine.stats()["rows_held"] == 0
+
+
 def test_it_can_be_turned_off() -> None:
     session = FakeSession(rows=2, eos_rate=0)
     engine = engine_of(session, rows=2, prefix_reuse=False)
