@@ -48,8 +48,7 @@ def dialogues(engine: Engine, count: int, seed: int) -> list[Sequence]:
 @pytest.mark.parametrize(
     ("precision", "count"),
     [
-        ("fp32", 8),
-        ("int8", 8),
+        ("fp32", 6),
         *(pytest.param(precision, 40, marks=pytest.mark.slow) for precision in ("fp32", "int8", "int4")),
     ],
 )

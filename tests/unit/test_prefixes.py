@@ -39,7 +39,7 @@ def finish(engine: Engine, *sequences: Sequence) -> None:
         check(engine, engine.session)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", [*range(60), *(pytest.param(s, marks=pytest.mark.slow) for s in range(60, 600))])
+@pytest.mark.parametrize("seed", [*range(30), *(pytest.param(s, marks=pytest.mark.slow) for s in range(30, 600))])
 def test_random_dialogues(seed: int) -> None:
     """Dialogues go on, fork, are aborted and fail, with few rows and little memory: all say what they should."""
     rng = random.Random(seed)
