@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError
 from runtime.manifest import Manifest
-from runtime.params import EngineConfig, SamplingParams
+from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 
 AUTO_NODES = 32  # of the largest tree that `speculation: "auto"` may come to: it sets memory aside for them
 
@@ -26,8 +26,16 @@ class Admission:
 def admit(prompt: Sequence[int], params: SamplingParams, manifest: Manifest, config: EngineConfig) -> Admission:
     """Raises PromptError, ContextError, ParameterError or MemoryBudgetError for what can never be served."""
     _check_prompt(prompt, manifest, config)
-    if unknown := [token for token in params.stop_token_ids if token >= manifest.vocab]:
-        raise ParameterError(f"stop_token_ids has {unknown[0]}: the vocabulary ends at {manifest.vocab - 1}")
+    for name in ("stop_token_ids", "logit_bias"):
+        if unknown := [token for token in getattr(params, name) if token >= manifest.vocab]:
+            raise ParameterError(f"{name} has {unknown[0]}: the vocabulary ends at {manifest.vocab - 1}")
+    if params.min_tokens > params.max_tokens:
+        raise ParameterError(f"min_tokens is {params.min_tokens}: it has to be at most max_tokens, {params.max_tokens}")
+    if params.structured_outputs is not None:
+        if params.ignore_eos:
+            raise ParameterError("ignore_eos is true: with structured_outputs, their grammar says where the end may be")
+        if not manifest.eos:
+            raise ParameterError(f"structured_outputs need an end token: {manifest.name} was exported without one")
     nodes = _nodes(params, manifest, config)
     limit = min(params.max_tokens, config.context - len(prompt))
     return Admission(nodes, limit, _reservation(len(prompt), limit, nodes, manifest, config))
@@ -53,14 +61,26 @@ def _nodes(params: SamplingParams, manifest: Manifest, config: EngineConfig) -> 
     return AUTO_NODES if params.speculation == "auto" else int(params.speculation)
 
 
-def _reservation(prompt: int, limit: int, nodes: int, manifest: Manifest, config: EngineConfig) -> int:
-    """Bytes of keys and values a request may come to need, in whole pages."""
+def kv_bytes(tokens: int, manifest: Manifest) -> int:
+    """Bytes of keys and values that so many tokens of a row take, in whole pages."""
     page = max(1, mmap.PAGESIZE // (4 * manifest.head_dim))  # tokens of one key-value head in a page
-    tokens = -(-(prompt + limit + nodes) // page) * page
-    need = tokens * manifest.kv_bytes
+    return -(-tokens // page) * page * manifest.kv_bytes
+
+
+def longest(manifest: Manifest, config: EngineConfig) -> int:
+    """Tokens of prompt and answer that one request may have at most, whatever it drafts."""
+    page = kv_bytes(1, manifest)
+    fitting = config.kv_memory // page * (page // manifest.kv_bytes) - MAX_NODES
+    return max(0, min(config.context, fitting))
+
+
+def _reservation(prompt: int, limit: int, nodes: int, manifest: Manifest, config: EngineConfig) -> int:
+    """Bytes of keys and values a request may come to need."""
+    need = kv_bytes(prompt + limit + nodes, manifest)
     if need > config.kv_memory:
         raise MemoryBudgetError(
-            f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {tokens} x {manifest.kv_bytes} bytes ="
-            f" {need} of keys and values, the budget is {config.kv_memory}: ask for fewer tokens"
+            f"{prompt} prompt tokens + {limit} to emit + {nodes} tree nodes take {need // manifest.kv_bytes} x"
+            f" {manifest.kv_bytes} bytes = {need} of keys and values, the budget is {config.kv_memory}: ask for fewer"
+            " tokens"
         )
     return need

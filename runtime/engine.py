@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from runtime.admission import admit
+from runtime.admission import admit, kv_bytes
 from runtime.batch import Packer
+from runtime.choice import Choice
 from runtime.cost import CostModel
 from runtime.errors import ArtifactError, ConfigurationError, QueueFullError, StepError
+from runtime.grammar import Grammars
 from runtime.habit import Habit
 from runtime.lookup import Lookup
 from runtime.manifest import Manifest
@@ -28,14 +31,14 @@ from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
 from runtime.ragged import RaggedSession
 from runtime.sampling import draw
-from runtime.scheduler import Plan, Scheduler
+from runtime.scheduler import Copy, Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Draft, Result, Session
 from runtime.speculation import Speculator
 from runtime.stats import Stats
 from runtime.text import Pieces, TextStream
 from runtime.tree import Tree, accuracy_of
-from runtime.verify import verify
+from runtime.verify import children, verify
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +61,10 @@ class Engine:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self._pieces = Pieces(tokenizer)
+        self.grammars = Grammars(tokenizer, self._pieces, manifest.vocab, manifest.eos)
         self.session = session
-        self._scheduler = Scheduler(config.rows, config.kv_memory)
+        held = partial(kv_bytes, manifest=manifest) if config.prefix_reuse else None
+        self._scheduler = Scheduler(config.rows, config.kv_memory, held)
         self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
         self._speculator = Speculator(accuracy_of(manifest), manifest.draft_top_k, cost, self._heads)
         self._clock = clock
@@ -102,11 +107,12 @@ class Engine:
             raise QueueFullError(
                 f"{len(self._scheduler.waiting)} requests are waiting and the queue holds {self.config.queue}"
             )
+        seed = secrets.randbits(64) if params.seed is None else params.seed
         sequence = Sequence(
             id=self._next_id,
             prompt=list(prompt),
             params=params,
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            seed=seed,
             habit=Habit(
                 admission.nodes,
                 fixed=params.speculation != "auto",
@@ -114,14 +120,23 @@ class Engine:
             ),
             limit=admission.limit,
             reserved=admission.reserved,
-            stream=TextStream(self._pieces, params.stop),
-        )
+            stream=TextStream(
+                self._pieces, params.stop, params.include_stop_str_in_output, params.min_tokens,
+                bare=params.structured_outputs is None,
+            ),
+            choice=self._choice(prompt, params, seed) if Choice.needed(params) else None,
+        )  # fmt: skip
         self._next_id += 1
         if sequence.limit == 0:
             self._ready.append(self._finish(sequence, "length"))
         else:
             self._scheduler.waiting.append(sequence)
         return sequence
+
+    def _choice(self, prompt: Items[int], params: SamplingParams, seed: int) -> Choice:
+        outputs = params.structured_outputs
+        matcher = None if outputs is None else self.grammars.matcher(outputs)
+        return Choice(params, seed, prompt, self.manifest.vocab, self.manifest.eos, matcher)
 
     def abort(self, sequence: Sequence) -> Output | None:
         """Ends a request early and frees its row; None if it had ended already."""
@@ -161,6 +176,11 @@ class Engine:
             raise
         return sequences
 
+    def forget(self) -> None:
+        """Gives up the prefixes that are kept for later requests."""
+        for row in self._scheduler.forget():
+            self.session.release(row)
+
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and what is in use now. Times are in seconds, memory in bytes."""
         scheduler, m = self._scheduler, self.manifest
@@ -168,6 +188,7 @@ class Engine:
             "model": m.name, "precision": m.precision, "form": m.form, "provider": self.session.provider,
             "rows": self.config.rows, "rows_in_use": len(scheduler.running),
             "waiting": len(scheduler.waiting), "queue": self.config.queue,
+            "rows_held": len(scheduler.held), "kv_bytes_held": scheduler.kv_held,
             "kv_bytes_reserved": scheduler.kv_reserved, "kv_bytes_limit": scheduler.kv_limit,
             **self._stats.figures(), "drafting": self._speculator.decisions.figures(),
         }  # fmt: skip
@@ -187,9 +208,11 @@ class Engine:
 
     def _step(self, plan: Plan) -> list[Output]:
         try:
-            for source, target, length in plan.moves:
-                self.session.copy(source, target, length)
-                self.session.release(source)
+            for change in plan.changes:
+                if isinstance(change, Copy):
+                    self.session.copy(change.source, change.target, change.length)
+                else:
+                    self.session.release(change.row)
             trees = self._speculator.draft(plan)
             works: list[tuple[int, list[int] | Tree]] = [
                 (s.length, tree or s.prompt[s.length : s.length + n])
@@ -204,9 +227,11 @@ class Engine:
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
             log.exception("a step of %d sequences failed", len(plan.sequences))
             self._stats.failed_steps += 1
-            for source, _, _ in plan.moves:
-                self.session.release(source)
-            return [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
+            ends = [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
+            self._scheduler.forget()
+            for row in range(self.config.rows):  # nobody runs, and what changed in the rows is unknown
+                self.session.release(row)
+            return ends
         outputs = []
         paths: list[list[int] | None] = [None] * len(trees)
         for row, (s, n, tree, at) in enumerate(zip(plan.sequences, plan.prefill, trees, first, strict=True)):
@@ -220,7 +245,7 @@ class Engine:
                 log.exception("sequence %d failed", s.id)
                 if s.finish_reason is None:
                     self._finish(s, "error", f"{type(error).__name__}: {error}")
-                output = Output(s, tuple(s.tokens[emitted:]), s.text[shown:], s.finish_reason)
+                output = _output(s, emitted, s.text[shown:])
             if output is not None:
                 outputs.append(output)
         self._speculator.verified(paths, plan)
@@ -239,9 +264,11 @@ class Engine:
         assert s.row is not None
         self._stats.prefilled += n
         done = s.length + n == len(s.prompt)
+        if s.length == s.cached:
+            self._stats.reused += s.cached
         self.session.commit(s.row, s.length, list(range(n)), at if done else None)
         s.length += n
-        return self._emit(s, [self._choose(s, result, at, 0)]) if done else None
+        return self._emit(s, [self._choose(s, result, at, 0, ())]) if done else None
 
     def _decoded(self, s: Sequence, tree: Tree, result: Result, at: int) -> tuple[Output, list[int]]:
         """Verifies a tree, emits what the model agrees with, and commits it unless the sequence ends.
@@ -249,12 +276,16 @@ class Engine:
         Returns the path of nodes that were accepted as well.
         """
         assert s.row is not None
-        if s.params.temperature == 0:
+        if s.params.temperature == 0 and s.choice is None:
             best = result.argmax[at : at + len(tree.tokens)].tolist()
             path, emitted = verify(tree, lambda node, t: best[node])
             _check_finite(result, at + path[-1], emitted[-1])  # the last node has seen all others of its path
         else:
-            path, emitted = verify(tree, lambda node, t: self._choose(s, result, at + node, t))
+            drafted = s.params.typical_acceptance
+            path, emitted = verify(
+                tree,
+                lambda node, t: self._choose(s, result, at + node, t, children(tree, node) if drafted else ()),
+            )
         before = len(s.tokens)
         output = self._emit(s, emitted)
         kept = len(s.tokens) - before
@@ -265,11 +296,15 @@ class Engine:
         self._stats.count_tree(tree, accepted, kept)
         if s.row is not None:
             self.session.commit(s.row, s.length, path, at + path[-1])
+            if path[-1] != len(path) - 1 and s.gap is None:
+                s.gap = s.length + next(i for i, slot in enumerate(path) if slot != i)
             s.length += len(path)
         return output, path
 
-    def _choose(self, s: Sequence, result: Result, node: int, t: int) -> int:
-        """The model's own token after a node, the t-th of this step."""
+    def _choose(self, s: Sequence, result: Result, node: int, t: int, drafted: Items[int]) -> int:
+        """The model's own token after a node, the t-th of this step; `drafted` are what its children continue with."""
+        if s.choice is not None:
+            return s.choice.choose(result.logits[node], drafted)
         if s.params.temperature == 0:
             best = int(result.argmax[node])
             _check_finite(result, node, best)
@@ -283,7 +318,9 @@ class Engine:
             s.tokens.append(token)
             if s.habit.lookup is not None:
                 s.habit.lookup.push(token)
-            if (token in self.manifest.eos and not s.params.ignore_eos) or token in s.params.stop_token_ids:
+            if (token in self.manifest.eos and not s.params.ignore_eos) or (
+                token in s.params.stop_token_ids and len(s.tokens) > s.params.min_tokens  # a grammar may force it early
+            ):
                 reason = "stop"
                 break
             piece, stopped = s.stream.push(token)
@@ -291,28 +328,34 @@ class Engine:
             if stopped:
                 reason = "stop"
                 break
+            if s.choice is not None and s.choice.complete == len(s.tokens):
+                reason = "stop"
+                break
             if len(s.tokens) == s.limit:
                 reason = "length"
                 break
         text = "".join(pieces)
         s.text += text
-        new = tuple(s.tokens[before:])
-        self._stats.tokens += len(new)
-        if reason is None:
-            return Output(s, new, text, None)
-        end = self._finish(s, "stop" if reason == "stop" else "length")
-        return Output(s, new, text + end.text, end.finish_reason)
+        self._stats.tokens += len(s.tokens) - before
+        if reason is not None:
+            text += self._finish(s, "stop" if reason == "stop" else "length").text
+        return _output(s, before, text)
 
     def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
-        """Ends a sequence and frees what it held; the text held back for a stop string comes out."""
+        """Ends a sequence; the text held back for a stop string comes out. Its row may be kept for its prefix."""
         s.finish_reason, s.error = reason, error
         self._stats.finished[reason] += 1
-        row = self._scheduler.remove(s)
         text = s.stream.flush()
         s.text += text
-        if row is not None:
+        for row in self._scheduler.remove(s, hold=reason != "error"):
             self.session.release(row)
         return Output(s, (), text, reason)
+
+
+def _output(s: Sequence, before: int, text: str) -> Output:
+    """What a sequence has been given since it had `before` tokens."""
+    logprobs = () if s.choice is None else tuple(s.choice.logprobs[before : len(s.tokens)])
+    return Output(s, tuple(s.tokens[before:]), text, s.finish_reason, logprobs)
 
 
 def _check_finite(result: Result, node: int, token: int) -> None:

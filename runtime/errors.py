@@ -11,7 +11,8 @@
     │   ├── ParameterError                      2   a sampling parameter outside its range
     │   ├── PromptError                         2   an empty prompt, or token ids out of range
     │   ├── ContextError                        2   a prompt longer than the context
-    │   └── MemoryBudgetError                   2   a request larger than the whole key-value budget
+    │   ├── MemoryBudgetError                   2   a request larger than the whole key-value budget
+    │   └── UnknownModelError           404     2   a model by another name than the one that is served
     ├── QueueFullError                  429     1   the waiting queue is full: try again later
     ├── NotReadyError                   503     1   the model is loading, or the server is draining
     └── StepError                       500     1   the model's run failed under this request
@@ -70,6 +71,10 @@ class ContextError(RequestError):
 
 class MemoryBudgetError(RequestError):
     pass
+
+
+class UnknownModelError(RequestError):
+    status = 404
 
 
 class QueueFullError(GorgonError):

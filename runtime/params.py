@@ -1,13 +1,63 @@
 """What a request and an engine can be asked for, each option with its one default, and its range."""
 
+import json
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from runtime.errors import ConfigurationError, ParameterError
 
 MAX_NODES = 64  # the largest tree, its root included; the cache keeps this much room past the context
 MAX_STOPS = 16
 MAX_CHUNK = 1024
+MAX_LOGPROBS = 20
+MAX_BIAS = 100  # logits; past any difference that a model makes
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutputs:
+    """What an answer's text has to be; exactly one of these, by the names that vLLM gives them."""
+
+    json: str | None = None  # a JSON schema, as JSON text
+    json_object: bool = False  # any JSON object
+    regex: str | None = None  # that matches the whole text
+    choice: tuple[str, ...] | None = None  # one of them, word for word
+    grammar: str | None = None  # context-free, in llguidance's Lark syntax
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
+        if len(given) != 1:
+            names = ", ".join(f.name for f in fields(self))
+            raise ParameterError(f"structured_outputs has {', '.join(given) or 'nothing'}: give exactly one of {names}")
+        [name] = given
+        value = getattr(self, name)
+        if name == "json_object":
+            good, right = value is True, "true"
+        elif name == "choice":
+            good = isinstance(value, tuple | list) and all(isinstance(s, str) and s for s in value) and len(value) > 0
+            right = "strings, at least one and none of them empty"
+        else:
+            good, right = isinstance(value, str), "a string"
+        if not good:
+            raise ParameterError(f"structured_outputs.{name} is {value!r}: it has to be {right}")
+        if name == "choice":
+            object.__setattr__(self, name, tuple(value))
+        if name == "json":
+            _check_schema(value)
+
+    @property
+    def kind(self) -> str:
+        """The name of the one that is given."""
+        return next(f.name for f in fields(self) if getattr(self, f.name) not in (None, False))
+
+
+def _check_schema(text: str) -> None:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ParameterError(f"structured_outputs.json is no JSON: {error}") from None
+    if not isinstance(schema, dict | bool):
+        raise ParameterError(f"structured_outputs.json is a {type(schema).__name__}: a JSON schema is an object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +68,19 @@ class SamplingParams:
     the smallest set whose probability reaches `top_p`, and to those at least `min_p` times as probable as the best.
     `temperature` 0 takes the most probable token. A `seed` makes a sampled answer repeatable, in any batch and with
     any `speculation`: "off", "auto", or the number of tree nodes (2 to 64, the root included).
+
+    Before that, `logit_bias` is added to the logits, then tokens that were there already lose by the penalties: by
+    `presence_penalty` once and by `frequency_penalty` for each time in the answer; a logit of a token in prompt or
+    answer is divided by `repetition_penalty` if positive, and multiplied if not. Then `structured_outputs` leave only
+    tokens that its grammar can go on with: no end token before the text is complete, and none other after it.
+
+    `min_tokens` come before any end: no end token, no stop token, and no stop string in their text. A complete
+    structured output ends all the same. `logprobs` gives for each token its logarithmic probability and those of so
+    many most probable ones, as the model has them: softmax(logits), before all that is said above.
+
+    `typical_acceptance` changes the distribution: at each node of a draft tree it takes the most probable child whose
+    probability p exceeds min(0.09, 0.3 e^-H), with H the entropy in nats (Cai et al. 2024, Medusa, section 2.3.1), and
+    draws only where there is none. The text then depends on speculation.
     """
 
     max_tokens: int = 256
@@ -30,6 +93,15 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     speculation: int | str = "auto"
+    include_stop_str_in_output: bool = False
+    min_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
+    typical_acceptance: bool = False
 
     def __post_init__(self) -> None:
         whole = lambda x: isinstance(x, int) and not isinstance(x, bool)  # noqa: E731
@@ -39,6 +111,10 @@ class SamplingParams:
             if not isinstance(value, tuple | list):
                 raise ParameterError(f"{name} is {value!r}: it has to be a tuple or a list")
             object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.logit_bias, Mapping):
+            raise ParameterError(f"logit_bias is {self.logit_bias!r}: it has to be a mapping of token ids to numbers")
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        guide = self.structured_outputs
         rules = (
             ("max_tokens", whole(self.max_tokens) and self.max_tokens >= 1, "a whole number of at least 1"),
             ("temperature", number(self.temperature) and 0 <= self.temperature <= 100, "a number from 0 to 100"),
@@ -49,7 +125,19 @@ class SamplingParams:
             ("stop", len(self.stop) <= MAX_STOPS and all(isinstance(s, str) and s for s in self.stop),
              f"at most {MAX_STOPS} strings, none of them empty"),
             ("stop_token_ids", all(whole(t) and t >= 0 for t in self.stop_token_ids), "token ids, from 0"),
-            ("ignore_eos", isinstance(self.ignore_eos, bool), "true or false"),
+            *((name, isinstance(getattr(self, name), bool), "true or false")
+              for name in ("include_stop_str_in_output", "ignore_eos", "typical_acceptance")),
+            ("min_tokens", whole(self.min_tokens) and 0 <= self.min_tokens, "a whole number, 0 for none"),
+            *((name, number(getattr(self, name)) and -2 <= getattr(self, name) <= 2, "a number from -2 to 2")
+              for name in ("presence_penalty", "frequency_penalty")),
+            ("repetition_penalty", number(self.repetition_penalty) and 0 < self.repetition_penalty <= 10,
+             "a number above 0 and at most 10"),
+            ("logit_bias", all(whole(t) and t >= 0 and number(b) and -MAX_BIAS <= b <= MAX_BIAS
+                               for t, b in self.logit_bias.items()),
+             f"token ids, from 0, each with a number from -{MAX_BIAS} to {MAX_BIAS}"),
+            ("logprobs", self.logprobs is None or whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS,
+             f"a whole number from 0 to {MAX_LOGPROBS}"),
+            ("structured_outputs", guide is None or isinstance(guide, StructuredOutputs), "StructuredOutputs"),
             ("speculation", self.speculation in ("off", "auto") or whole(self.speculation)
              and 2 <= int(self.speculation) <= MAX_NODES, f'"off", "auto" or a number of nodes from 2 to {MAX_NODES}'),
         )  # fmt: skip
@@ -70,6 +158,7 @@ class EngineConfig:
     threads: int = 0  # of ONNX Runtime
     prefill_slowdown: float = 2.0  # how many times its usual step a sequence may wait beside others' prompts
     lookup: bool = True  # draft what followed the newest tokens where they stood before
+    prefix_reuse: bool = True  # keep finished rows for prompts that begin alike
     exact: bool = True  # at least two nodes a row: the same bits in any batch
     verify: bool = False  # check the files' hashes at load
 
@@ -79,15 +168,15 @@ class EngineConfig:
             raise ConfigurationError(
                 f"chunk is {self.chunk}: it has to be at most {MAX_CHUNK}, rows see each other squared"
             )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "prefill_slowdown":
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "prefill_slowdown":
                 if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf:
-                    raise ConfigurationError(f"{field.name} is {value!r}: it has to be a number of at least 1")
-            elif field.name not in low:
+                    raise ConfigurationError(f"{item.name} is {value!r}: it has to be a number of at least 1")
+            elif item.name not in low:
                 if not isinstance(value, bool):
-                    raise ConfigurationError(f"{field.name} is {value!r}: it has to be true or false")
-            elif not isinstance(value, int) or isinstance(value, bool) or value < low[field.name]:
+                    raise ConfigurationError(f"{item.name} is {value!r}: it has to be true or false")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < low[item.name]:
                 raise ConfigurationError(
-                    f"{field.name} is {value!r}: it has to be a whole number of at least {low[field.name]}"
+                    f"{item.name} is {value!r}: it has to be a whole number of at least {low[item.name]}"
                 )

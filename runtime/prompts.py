@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from runtime.errors import ArtifactError, PromptError
 from runtime.manifest import Manifest
+from runtime.text import Pieces
 
 
 class Prompts:
@@ -27,6 +28,8 @@ class Prompts:
         self._name = manifest.name
         self._special = dict(manifest.special)
         self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
+        self._vocab = manifest.vocab
         try:
             text = manifest.chat_template
             self._template = None if text is None else environment().from_string(text)
@@ -59,6 +62,23 @@ class Prompts:
             )
         except Exception as error:  # a template is a program: it may raise anything
             raise PromptError(f"the chat template of {self._name} refuses these messages: {error}") from None
+
+    def plain(self, text: str) -> list[int]:
+        """`text` without any special token around it."""
+        return self._encode(text, special=False)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What `tokens` say, special ones by their names. Raises PromptError."""
+        for token in tokens:
+            if not 0 <= token < self._vocab:
+                raise PromptError(f"tokens has {token}: the vocabulary is 0 to {self._vocab - 1}")
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def token(self, token: int) -> tuple[str, bytes | None]:
+        """A token by itself: as text, and the bytes it adds to one; a special token has a name and no bytes."""
+        if piece := self._pieces[token]:
+            return piece.decode("utf-8", "replace"), piece
+        return self._tokenizer.id_to_token(token) or "", None
 
     def _encode(self, text: str, special: bool) -> list[int]:
         # encode_batch_fast lets go of the GIL, encode does not: a long prompt must not hold up the engine.

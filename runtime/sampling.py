@@ -4,6 +4,10 @@ Functions of arrays: nothing here knows a model, a tree or a tokenizer. A draw t
 generator, so it depends on (seed, choice, position) alone: not on the order of calls, the batch, or speculation.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +18,8 @@ Ids = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
 BLOCK = 256  # probabilities summed at once
+EPSILON, DELTA = 0.09, 0.3  # of typical acceptance, as published for Medusa
+LEAST_LOGPROB = -9999.0  # instead of minus infinity, which JSON does not have
 ONE = np.float64(1).view(np.int64)  # the bits of 1.0, the largest weight
 
 
@@ -61,6 +67,41 @@ def draw(logits: NDArray[np.floating], params: SamplingParams, seed: int, choice
     if ids.size == 1:
         return int(ids[0])
     return int(ids[_invert(probabilities, uniform(seed, choice, position))])
+
+
+def typical(logits: NDArray[np.floating], params: SamplingParams, drafted: Sequence[int]) -> int | None:
+    """The most probable of the `drafted` tokens if it is probable enough, given the entropy; else None."""
+    if not drafted:
+        return None
+    ids, probabilities = distribution(logits, params)
+    entropy = -float((probabilities * np.log(np.maximum(probabilities, np.finfo(float).tiny))).sum())
+    known = dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+    best = max(drafted, key=lambda token: known.get(token, 0.0))
+    return best if known.get(best, 0.0) > min(EPSILON, DELTA * math.exp(-entropy)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """The model's own logarithmic probability of an emitted token, and the most probable tokens with theirs."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the most probable first, of equal ones the lower id
+
+
+def logprobs(logits: NDArray[np.floating], token: int, count: int) -> Logprobs:
+    """Of `token` and the `count` most probable ones under softmax(logits [vocab])."""
+    peak = float(logits.max())
+    if not np.isfinite(peak):
+        raise StepError(f"the model's logits have the maximum {peak}: it has to be finite")
+    shifted = logits.astype(np.float64) - peak
+    shifted -= np.log(np.exp(shifted).sum())
+    np.maximum(shifted, LEAST_LOGPROB, out=shifted)
+    top: list[int] = []
+    if count:
+        best = _largest(shifted, _kth(shifted, min(count, shifted.size)), min(count, shifted.size))
+        top = best[np.argsort(-shifted[best], kind="stable")].tolist()
+    return Logprobs(token, float(shifted[token]), tuple((i, float(shifted[i])) for i in top))
 
 
 def _invert(probabilities: Probabilities, number: float) -> int:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.choice import Choice
 from runtime.habit import Habit
 from runtime.params import SamplingParams
+from runtime.sampling import Logprobs
 from runtime.text import TextStream
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -26,12 +28,15 @@ class Sequence:
     limit: int  # tokens it may emit: max_tokens or what the context leaves
     reserved: int  # bytes of keys and values set aside for it
     stream: TextStream
+    choice: Choice | None = None  # None: the argmax, or a plain draw
     tokens: list[int] = field(default_factory=list)  # emitted
     text: str = ""
     finish_reason: FinishReason | None = None
     error: str | None = None
     row: int | None = None
     length: int = 0
+    cached: int = 0  # tokens of the prompt whose keys and values another sequence had computed
+    gap: int | None = None  # committed tokens before the first path that did not lie in its tree's first slots
     steps: int = 0  # decode steps
     drafted: int = 0  # nodes below the root, over those steps
     accepted: int = 0
@@ -39,6 +44,11 @@ class Sequence:
     @property
     def prefilling(self) -> bool:
         return self.length < len(self.prompt)
+
+    @property
+    def exact(self) -> list[int]:
+        """The first committed tokens, as far as their keys and values are bit-equal to a prefill's."""
+        return (self.prompt + self.tokens)[: self.length if self.gap is None else self.gap]
 
     @property
     def root(self) -> int:
@@ -53,3 +63,4 @@ class Output:
     tokens: tuple[int, ...]
     text: str
     finish_reason: FinishReason | None
+    logprobs: tuple[Logprobs, ...] = ()  # of `tokens`, if the request asks for them

@@ -48,7 +48,8 @@ class Stats:
     steps: int = 0
     failed_steps: int = 0
     tokens: int = 0  # emitted
-    prefilled: int = 0  # prompt tokens committed
+    prefilled: int = 0  # prompt tokens computed and committed
+    reused: int = 0  # prompt tokens taken from rows that began alike
     decoded_rows: int = 0  # rows of decode steps: what tokens per step divides by
     decoded_tokens: int = 0  # emitted by them
     drafted: int = 0

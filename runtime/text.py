@@ -90,12 +90,20 @@ class TextStream:
     a stream has shown already.
     """
 
-    def __init__(self, pieces: Pieces, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, pieces: Pieces, stop: tuple[str, ...] = (), include: bool = False, unstopped: int = 0, bare: bool = True
+    ) -> None:
+        """`include`: show the stop string that ended it. `unstopped`: no stop string begins in that many first tokens.
+
+        `bare`: as `decode`, without the space that some tokenizers put before a text.
+        """
         self._pieces = pieces
         self._stop = stop
+        self._include = include
+        self._unstopped = unstopped if stop else 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = pieces.strip
-        self._bare = pieces.bare
+        self._strip = pieces.strip if bare else 0
+        self._bare = pieces.bare if bare else ""
         self._held = ""  # text that may begin a stop string
         self._stopped = False
 
@@ -111,6 +119,9 @@ class TextStream:
                 self._strip = 0
                 break
             text, self._strip = text[1:], self._strip - 1
+        if self._unstopped:
+            self._unstopped -= 1
+            return text, False
         return self._match(text), self._stopped
 
     def flush(self) -> str:
@@ -122,13 +133,14 @@ class TextStream:
 
     def _match(self, text: str) -> str:
         """Adds to the held text and gives what can no longer be part of a stop string."""
-        if not self._stop:
+        if not self._stop or self._unstopped:
             return text
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:
             self._stopped = True
-            return text[: min(found)[1]]
+            end, start = min(found)
+            return text[: end if self._include else start]
         keep = max(_overlap(text, stop) for stop in self._stop)
         shown, self._held = text[: len(text) - keep], text[len(text) - keep :]
         return shown

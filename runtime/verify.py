@@ -19,3 +19,8 @@ def verify(tree: Tree, choose: Callable[[int, int], int]) -> tuple[list[int], li
         path.append(child)
         emitted.append(choose(child, len(emitted)))
     return path, emitted
+
+
+def children(tree: Tree, node: int) -> list[int]:
+    """The tokens that the children of `node` continue with."""
+    return [token for token, parent in zip(tree.tokens, tree.parents, strict=True) if parent == node]

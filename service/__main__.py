@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument
     add("--artifact", type=Path, required=True, help="directory that `python -m export` wrote")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--served-model-name", nargs="+", default=[], metavar="NAME",
+        help="what clients call the model, one or several names (the artifact's own)")  # fmt: skip
+    add("--cors-origins", nargs="+", default=[], metavar="ORIGIN",
+        help="pages that may call this server from a browser, as https://example.org, or * for any (none)")  # fmt: skip
     add("--port", type=port, default=8000, help="port to listen on, 0 for a free one (%(default)s)")
     add(
         "--drain-seconds", type=seconds, default=30.0, help="how long SIGTERM lets running requests go on (%(default)g)"
@@ -74,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
         help="how many times its usual step a sequence may wait beside others' prompts (%(default)g)")  # fmt: skip
     add("--lookup", action=argparse.BooleanOptionalAction, default=default.lookup,
         help="draft what followed the newest tokens where they stood before")  # fmt: skip
+    add("--prefix-reuse", action=argparse.BooleanOptionalAction, default=default.prefix_reuse,
+        help="keep finished rows for prompts that begin alike, while there is room")  # fmt: skip
     add("--queue", type=int, default=default.queue, help="requests that may wait (%(default)s)")
     add("--threads", type=int, default=default.threads, help="threads of ONNX Runtime, 0: all cores (%(default)s)")
     add("--exact", action=argparse.BooleanOptionalAction, default=default.exact,
@@ -82,12 +88,23 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+@dataclass(frozen=True, slots=True)
+class WebConfig:
+    host: str
+    port: int
+    drain_seconds: float
+    names: tuple[str, ...]  # of the model; none: the artifact's
+    origins: tuple[str, ...]  # whose pages may call the server
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         config = EngineConfig(**{field.name: getattr(options, field.name) for field in fields(EngineConfig)})
-        run(options.artifact, config, options.host, options.port, options.drain_seconds)
+        names, origins = tuple(options.served_model_name), tuple(options.cors_origins)
+        web = WebConfig(options.host, options.port, options.drain_seconds, names, origins)
+        run(options.artifact, config, web)
     except GorgonError as error:
         logger.error("error: %s", error)
         return error.exit_code
@@ -96,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(artifact: Path, config: EngineConfig, host: str, port: int, drain_seconds: float) -> None:
+def run(artifact: Path, config: EngineConfig, web: WebConfig) -> None:
     from service.server import listen, serve
 
     def load() -> "Engine":
@@ -104,12 +121,12 @@ def run(artifact: Path, config: EngineConfig, host: str, port: int, drain_second
 
         return Engine.from_artifact(artifact, config, progress=logger.info)
 
-    with listen(host, port) as listener:
+    with listen(web.host, web.port) as listener:
         address, port = listener.getsockname()[:2]
         logger.info(
             "listening on http://%s:%d, loading %s", f"[{address}]" if ":" in address else address, port, artifact
         )
-        serve(load, listener, drain_seconds)
+        serve(load, listener, web.drain_seconds, web.names, web.origins)
     logger.info("stopped")
 
 

@@ -2,25 +2,42 @@
 
 import asyncio
 from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step said; `logprobs` of its tokens, if the request asks for them."""
+
+    text: str
+    logprobs: "tuple[Logprobs, ...]" = ()
+
+    @classmethod
+    def of(cls, pieces: "Items[Piece]") -> "Piece":
+        """All of them as one."""
+        return cls("".join(piece.text for piece in pieces), tuple(entry for p in pieces for entry in p.logprobs))
+
+
 class Answer:
-    """Admitted or refused, then texts, then exactly one end, with an error or without.
+    """Admitted or refused, then pieces, then exactly one end, with an error or without.
 
     Everything but `sequence` is touched on the event loop's thread only. The engine's thread sets `sequence` before
     the loop hears of the admission, and no longer changes it once the answer has ended.
     """
 
-    def __init__(self, abort: Callable[["Answer"], None]) -> None:
+    def __init__(self, abort: Callable[["Answer"], None], news: asyncio.Event | None = None) -> None:
+        """`news` is set when there are pieces, or the end: one that several answers share, or its own."""
         self.sequence: Sequence | None = None
         self._abort = abort
         self._admitted = asyncio.Event()
-        self._texts: list[str] = []  # that nobody has taken yet. A text a step: at most max_tokens
-        self._news = asyncio.Event()  # there are texts, or the end
+        self._pieces: list[Piece] = []  # that nobody has taken yet. A piece a step: at most max_tokens
+        self._news = news or asyncio.Event()
         self._error: Exception | None = None
         self._ended = False
         self.cancelled = False
@@ -33,26 +50,30 @@ class Answer:
             raise self._error
         return self.sequence
 
-    async def news(self) -> tuple[list[str], bool]:
-        """Waits for new text: one of each step since the last call, and whether the answer has ended with them."""
+    async def news(self) -> tuple[list[Piece], bool]:
+        """Waits for new pieces: one of each step since the last call, and whether the answer has ended with them."""
         await self._news.wait()
         self._news.clear()
-        texts, self._texts = self._texts, []
-        return texts, self._ended
+        return self.take()
+
+    def take(self) -> tuple[list[Piece], bool]:
+        """The pieces that are there, and whether the answer has ended with them."""
+        pieces, self._pieces = self._pieces, []
+        return pieces, self._ended
 
     def check(self) -> None:
         """Raises what ended the answer early, if anything did."""
         if self._error is not None:
             raise self._error
 
-    async def whole(self) -> str:
-        """The text from first to last; raises what ended the answer early."""
-        texts, ended = await self.news()
+    async def whole(self) -> Piece:
+        """All pieces as one; raises what ended the answer early."""
+        pieces, ended = await self.news()
         while not ended:
             more, ended = await self.news()
-            texts += more
+            pieces += more
         self.check()
-        return "".join(texts)
+        return Piece.of(pieces)
 
     def cancel(self) -> None:
         """Nobody listens any more: asks the engine for the row back. Does nothing on an answer that has ended."""
@@ -63,9 +84,9 @@ class Answer:
     def admit(self) -> None:
         self._admitted.set()
 
-    def push(self, text: str) -> None:
+    def push(self, piece: Piece) -> None:
         if not self._ended:
-            self._texts.append(text)
+            self._pieces.append(piece)
             self._news.set()
 
     def end(self, error: Exception | None) -> None:

@@ -2,24 +2,32 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from runtime.errors import GorgonError, NotReadyError
-from service.answer import Answer
+from service import openai_routes
+from service.answer import Answer, Piece
+from service.client import unless_gone
 from service.engine_thread import EngineThread
-from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse
+from service.openai_answer import error_body, error_of, invalid_body
+from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
 
 if TYPE_CHECKING:
+    from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
 
 PAGE = Path(__file__).with_name("page.html")
@@ -29,12 +37,14 @@ AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a th
 RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 429, 500, 503)}
 RESPONSES[200] = {"content": {"text/event-stream": {}}}
 
-T = TypeVar("T")
 router = APIRouter()
 
 
-def create_app(engine: EngineThread) -> FastAPI:
-    """The application around one engine, which it starts and stops."""
+def create_app(engine: EngineThread, names: Items[str] = (), origins: Items[str] = ()) -> FastAPI:
+    """The application around one engine, which it starts and stops.
+
+    `names` are those of the model, by default the artifact's; pages of `origins` ("*": any) may call it from a browser.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -43,8 +53,12 @@ def create_app(engine: EngineThread) -> FastAPI:
         await engine.close()
 
     app = FastAPI(title="Gorgon", description="Batched, lossless tree speculation on ONNX Runtime.", lifespan=lifespan)
-    app.state.engine = engine
+    app.state.engine, app.state.names = engine, tuple(names)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.include_router(router)
+    app.include_router(openai_routes.router)
+    app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(GorgonError, _gorgon_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
     app.add_exception_handler(ClientDisconnect, _gone)
@@ -68,7 +82,10 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     else:
         text = body.prompt or ""
         size, encode = len(text), partial(prompts.raw if body.raw else prompts.question, text)
-    answer = engine.submit(encode() if size <= AT_ONCE else await asyncio.to_thread(encode), body.params)
+    params = body.params
+    prompt = encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
+    await engine.prepare(params)
+    answer = engine.submit(prompt, params)
     try:
         sequence = await unless_gone(answer.admitted(), http.receive)
         if body.stream:
@@ -77,7 +94,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     except BaseException:
         answer.cancel()
         raise
-    return JSONResponse(GenerateResponse.of(whole, sequence.finish_reason, sequence).model_dump())
+    return JSONResponse(_dump(whole.text, sequence.finish_reason, sequence, whole.logprobs))
 
 
 @router.get("/health", responses={503: {"description": "loading, draining, or the engine has stopped"}})
@@ -120,8 +137,8 @@ class EventStream(StreamingResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         ended = False
         while not ended:
-            texts, ended = await self._answer.news()
-            events = [_event({"text": text}) for text in texts]
+            pieces, ended = await self._answer.news()
+            events = [_event(_said(piece)) for piece in pieces]
             if ended:
                 events.append(_event(self._last()))
             await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": not ended})
@@ -131,42 +148,44 @@ class EventStream(StreamingResponse):
             self._answer.check()
         except GorgonError as error:
             failure = {"error": Failure.of(error).model_dump()}
-            return GenerateResponse.of("", "error", self._sequence).model_dump() | failure
-        return GenerateResponse.of("", self._sequence.finish_reason, self._sequence).model_dump()
+            return _dump("", "error", self._sequence) | failure
+        return _dump("", self._sequence.finish_reason, self._sequence)
+
+
+def _dump(
+    text: str, finish_reason: str | None, sequence: "Sequence", logprobs: "tuple[Logprobs, ...]" = ()
+) -> dict[str, Any]:
+    """A whole answer; without `logprobs` where there are none."""
+    answer = GenerateResponse.of(text, finish_reason, sequence, logprobs).model_dump()
+    if answer["logprobs"] is None:
+        del answer["logprobs"]
+    return answer
+
+
+def _said(piece: Piece) -> dict[str, Any]:
+    event: dict[str, Any] = {"text": piece.text}
+    if piece.logprobs:
+        event["logprobs"] = [Logprob.of(entry).model_dump() for entry in piece.logprobs]
+    return event
 
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """The result of `work`; cancels it and raises ClientDisconnect once the client closes the connection."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GorgonError)
     headers = {"Retry-After": RETRY_AFTER} if error.status in (429, 503) else None
+    if openai_routes.speaks_openai(http):
+        return JSONResponse(error_of(error), error.status, headers)
     return JSONResponse({"error": Failure.of(error).model_dump()}, error.status, headers)
 
 
 async def _invalid_body(http: Request, error: Exception) -> Response:
     """FastAPI's detail without the input, which may be long, private, or (NaN, half a surrogate pair) not be JSON."""
     assert isinstance(error, RequestValidationError)
+    if openai_routes.speaks_openai(http):
+        return JSONResponse(invalid_body(error), 400)
     detail = [{key: item[key] for key in ("type", "loc", "msg")} for item in error.errors()]
     if isinstance(error.body, bytes):  # not read as JSON, so nothing else has been looked at
         message = "the body is JSON and has to say so: content-type: application/json"
@@ -174,8 +193,21 @@ async def _invalid_body(http: Request, error: Exception) -> Response:
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
 
+async def _http_error(http: Request, error: Exception) -> Response:
+    """What Starlette and FastAPI find wrong before a route is reached."""
+    assert isinstance(error, HTTPException)
+    if openai_routes.speaks_openai(http):
+        return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
+    if error.status_code == 400:  # a body that cannot even be decoded
+        failure = Failure(type="RequestError", message=str(error.detail))
+        return JSONResponse({"error": failure.model_dump()}, 400)
+    return await http_exception_handler(http, error)
+
+
 async def _unexpected(http: Request, error: Exception) -> Response:
     """The server closes the connection after such an error, and the client has to know, or its next request is lost."""
+    if openai_routes.speaks_openai(http):
+        return JSONResponse(error_of(error), 500, {"Connection": "close"})
     failure = Failure(type=type(error).__name__, message="the server failed: its log has more")
     return JSONResponse({"error": failure.model_dump()}, 500, {"Connection": "close"})
 

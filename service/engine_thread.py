@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from runtime.admission import longest
 from runtime.errors import NotReadyError, QueueFullError, StepError
-from runtime.params import SamplingParams
+from runtime.params import EngineConfig, SamplingParams
 from runtime.prompts import Prompts
-from service.answer import Answer
+from service.answer import Answer, Piece
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.grammar import Grammars
     from runtime.sequence import Output
 
 JOIN_SECONDS = 5.0  # for the step that runs when the server stops
@@ -38,11 +40,14 @@ class EngineThread:
 
     def __init__(self, load: Callable[[], "Engine"]) -> None:
         self.prompts: Prompts | None = None  # None: not loaded yet
+        self.context = 0  # tokens of prompt and answer together
+        self.longest = 0  # such tokens for which there is memory
         self.error: Exception | None = None  # what ended the engine, if anything did
         self.draining = False
         self.stats: dict[str, Any] = {}  # as of the last step; replaced, never changed
         self._load = load
-        self._limit = 0
+        self.limit = 0  # requests that may live at a time
+        self._grammars: Grammars | None = None
         self._live: set[Answer] = set()
         self._answers: dict[int, Answer] = {}  # the engine's thread: by sequence id
         self._told: list[Callable[[], None]] = []  # the engine's thread: what the loop hears next
@@ -85,18 +90,24 @@ class EngineThread:
             raise NotReadyError(reasons.get(self.status, f"the engine has stopped: {self.error}"))
         return self.prompts
 
-    def check_room(self) -> None:
-        """Raises NotReadyError or QueueFullError unless a request would be taken now."""
+    def check_room(self, requests: int = 1) -> None:
+        """Raises NotReadyError or QueueFullError unless so many requests would be taken now."""
         self.ready()
-        if len(self._live) >= self._limit:
+        if len(self._live) + requests > self.limit:
             raise QueueFullError(
-                f"{len(self._live)} requests run or wait, which is all this server takes: try again later"
+                f"{len(self._live)} requests run or wait, and this server takes {self.limit}: try again later"
             )
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
+    async def prepare(self, params: SamplingParams) -> None:
+        """Compiles a grammar in a thread of its own, so that the engine finds it known. Raises ParameterError."""
+        if params.structured_outputs is not None:
+            assert self._grammars is not None
+            await asyncio.to_thread(self._grammars.compile, params.structured_outputs)
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams, news: asyncio.Event | None = None) -> Answer:
         """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
         self.check_room()
-        answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)))
+        answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)), news)
         self._inbox.put(partial(self._add, answer, prompt, params))
         self._live.add(answer)
         return answer
@@ -108,9 +119,9 @@ class EngineThread:
             answer.end(NotReadyError(reason))
         self._live.clear()
 
-    def _opened(self, prompts: Prompts, limit: int) -> None:
-        self.prompts = prompts
-        self._limit = limit
+    def _opened(self, prompts: Prompts, grammars: "Grammars", config: EngineConfig, longest: int) -> None:
+        self.prompts, self._grammars = prompts, grammars
+        self.context, self.longest, self.limit = config.context, longest, config.rows + config.queue
         logger.info("ready: %(model)s, %(precision)s, %(provider)s, %(rows)d rows", self.stats)
 
     def _failed(self, error: Exception) -> None:
@@ -133,7 +144,8 @@ class EngineThread:
         except Exception as error:  # the process ends with it
             self._tell(self._failed, error)
         else:
-            self._tell(self._opened, prompts, engine.config.rows + engine.config.queue)
+            most = longest(engine.manifest, engine.config)
+            self._tell(self._opened, prompts, engine.grammars, engine.config, most)
             try:
                 self._serve(engine)
             except Exception as error:
@@ -183,8 +195,8 @@ class EngineThread:
     def _publish(self, output: "Output") -> None:
         sequence = output.sequence
         answer = self._answers[sequence.id]
-        if output.text:
-            self._tell(answer.push, output.text)
+        if output.text or output.logprobs:
+            self._tell(answer.push, Piece(output.text, output.logprobs))
         if output.finish_reason is not None:
             del self._answers[sequence.id]
             error = StepError(sequence.error or "the step failed") if output.finish_reason == "error" else None

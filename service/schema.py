@@ -1,15 +1,18 @@
 """The bodies of HTTP: what is taken, strictly and with nothing unknown, and what is answered."""
 
+import json
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from runtime.errors import ParameterError
-from runtime.params import SamplingParams
+from runtime.params import SamplingParams, StructuredOutputs
 
 if TYPE_CHECKING:
+    from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
 
 _DEFAULTS: Any = SamplingParams()
@@ -25,9 +28,17 @@ def _unicode(text: str) -> str:
     return text
 
 
+def _token_keys(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    number = re.compile(r"[0-9]{1,9}", re.ASCII)
+    return {int(key) if isinstance(key, str) and number.fullmatch(key) else key: item for key, item in value.items()}
+
+
 Text = Annotated[str, AfterValidator(_unicode)]
 # JSON has arrays, not tuples; what is in them stays strict.
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Bias = Annotated[dict[int, float], BeforeValidator(lambda value: _token_keys(value))]  # the keys of JSON are strings
 TokenIds = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False)]
 
 
@@ -38,6 +49,24 @@ class Message(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     content: Text
+
+
+class Structured(BaseModel):
+    """What the answer's text has to be: exactly one of these. See runtime/params.py, StructuredOutputs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_: dict[str, Any] | bool | Text | None = Field(None, alias="json", description="A JSON schema.")
+    json_object: bool = Field(False, description="Any JSON object.")
+    regex: Text | None = Field(None, description="A regular expression (Rust's syntax) of the whole text.")
+    choice: Texts | None = Field(None, description="One of these texts.")
+    grammar: Text | None = Field(None, description="A context-free grammar in llguidance's Lark syntax.")
+
+    @property
+    def outputs(self) -> StructuredOutputs:
+        """Raises ParameterError."""
+        schema = self.schema_ if self.schema_ is None or isinstance(self.schema_, str) else json.dumps(self.schema_)
+        return StructuredOutputs(schema, self.json_object, self.regex, self.choice, self.grammar)
 
 
 class GenerateRequest(BaseModel):
@@ -63,6 +92,20 @@ class GenerateRequest(BaseModel):
     speculation: Literal["off", "auto"] | int = Field(
         _DEFAULTS.speculation, description='"off", "auto" or the number of nodes in the draft tree.'
     )
+    include_stop_str_in_output: bool = _DEFAULTS.include_stop_str_in_output
+    min_tokens: int = Field(_DEFAULTS.min_tokens, description="No end, stop token or stop string before so many.")
+    presence_penalty: float = _DEFAULTS.presence_penalty
+    frequency_penalty: float = _DEFAULTS.frequency_penalty
+    repetition_penalty: float = Field(_DEFAULTS.repetition_penalty, description="1: none.")
+    logit_bias: Bias = Field(_DEFAULTS.logit_bias, description="Token ids to what is added to their logits.")
+    logprobs: int | None = Field(
+        _DEFAULTS.logprobs, description="Log-probabilities of each token and of so many most probable ones."
+    )
+    structured_outputs: Structured | None = Field(_DEFAULTS.structured_outputs, description="A grammar for the text.")
+    typical_acceptance: bool = Field(
+        _DEFAULTS.typical_acceptance,
+        description="Take drafted tokens that are probable enough: changes the distribution.",
+    )
 
     @field_validator("messages")
     @classmethod
@@ -82,14 +125,18 @@ class GenerateRequest(BaseModel):
     @classmethod
     def _in_range(cls, value: Any, info: ValidationInfo) -> Any:
         try:
-            SamplingParams(**{str(info.field_name): value})
+            given: dict[str, Any] = {str(info.field_name): value.outputs if isinstance(value, Structured) else value}
+            SamplingParams(**given)
         except ParameterError as error:
             raise PydanticCustomError("parameter", "{message}", {"message": str(error)}) from None
         return value
 
     @property
     def params(self) -> SamplingParams:
-        return SamplingParams(**{name: getattr(self, name) for name in _SAMPLING})
+        values: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLING}
+        if self.structured_outputs is not None:
+            values["structured_outputs"] = self.structured_outputs.outputs
+        return SamplingParams(**values)
 
 
 class Usage(BaseModel):
@@ -121,6 +168,22 @@ class ErrorResponse(BaseModel):
     error: Failure
 
 
+class TokenLogprob(BaseModel):
+    token: int
+    logprob: float
+
+
+class Logprob(TokenLogprob):
+    """An emitted token under the model's own distribution, and the most probable ones."""
+
+    top: list[TokenLogprob]
+
+    @classmethod
+    def of(cls, entry: "Logprobs") -> Self:
+        top = [TokenLogprob(token=token, logprob=logprob) for token, logprob in entry.top]
+        return cls(token=entry.token, logprob=entry.logprob, top=top)
+
+
 class GenerateResponse(BaseModel):
     """A whole answer; the last event of a stream has the same fields, its text empty."""
 
@@ -128,9 +191,14 @@ class GenerateResponse(BaseModel):
     finish_reason: Literal["stop", "length", "error"]
     usage: Usage
     speculation: Speculation
+    logprobs: list[Logprob] | None = Field(
+        None, description="Of each token, if asked for; in a stream they come with the texts."
+    )
 
     @classmethod
-    def of(cls, text: str, finish_reason: str | None, sequence: "Sequence") -> Self:
+    def of(
+        cls, text: str, finish_reason: str | None, sequence: "Sequence", logprobs: "tuple[Logprobs, ...]" = ()
+    ) -> Self:
         decoded = len(sequence.tokens) - 1  # tokens that decode steps emitted
         values = {
             "text": text,
@@ -142,5 +210,6 @@ class GenerateResponse(BaseModel):
                 "accepted": sequence.accepted,
                 "tokens_per_step": decoded / sequence.steps if sequence.steps else None,
             },
+            "logprobs": [Logprob.of(entry) for entry in logprobs] or None,
         }
         return cls.model_validate(values)

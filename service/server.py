@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -36,10 +36,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(load: Callable[[], "Engine"], listener: socket.socket, drain_seconds: float) -> None:
+def serve(
+    load: Callable[[], "Engine"], listener: socket.socket, drain_seconds: float,
+    names: Sequence[str] = (), origins: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Serves until a signal comes; returns when what ran has finished. Raises what ended the engine, if it died."""
     engine = EngineThread(load)
-    Server(engine, drain_seconds).run(sockets=[listener])
+    Server(engine, drain_seconds, names, origins).run(sockets=[listener])
     if isinstance(engine.error, GorgonError):
         raise engine.error
     if engine.error is not None:
@@ -53,9 +56,16 @@ class Server(uvicorn.Server):
     the engine cannot be loaded. Answers that still run then end with an error.
     """
 
-    def __init__(self, engine: EngineThread, drain_seconds: float) -> None:
+    def __init__(
+        self, engine: EngineThread, drain_seconds: float, names: Sequence[str] = (), origins: Sequence[str] = ()
+    ) -> None:
         options = uvicorn.Config(
-            create_app(engine), log_config=None, log_level="warning", access_log=False, lifespan="on", ws="none"
+            create_app(engine, names, origins),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            ws="none",
         )
         super().__init__(options)
         self._engine = engine

@@ -114,9 +114,9 @@ class FakeSession:
         tokens = np.zeros((len(rows), HEADS, TOP_K), np.int64)
         for i, row in enumerate(rows):
             context = list(self.last[row])
-            context.append(int(scores(context, self._eos_rate).argmax()))
+            context.append(self.right(context))
             for head in range(HEADS):
-                right = int(scores(context, self._eos_rate).argmax())
+                right = self.right(context)
                 context.append(right)
                 ranks = self._rng.permutation(np.delete(np.arange(VOCAB), right))[: TOP_K - 1].tolist()
                 ranks.insert(0 if self._rng.random() < self._luck else int(self._rng.integers(TOP_K)), right)
@@ -124,6 +124,10 @@ class FakeSession:
         logprobs = np.sort(np.log(self._rng.random(tokens.shape)), axis=-1)[..., ::-1].astype(np.float32)
         logprobs[0, :, 0] = 0.0  # certain heads: ties between a node and its child must not tear the tree
         return Draft(tokens, logprobs)
+
+    def right(self, context: Sequence[int]) -> int:
+        """What the heads take for the next token."""
+        return int(scores(context, self._eos_rate).argmax())
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         assert path == sorted(set(path)) and path[0] == 0

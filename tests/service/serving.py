@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -88,9 +88,11 @@ def engine_on(session: FakeSession, tokenizer: Tokenizer | None = None, **config
 class Serving:
     """What a test sees of the server: the socket, and behind it the thread and its engine."""
 
-    def __init__(self, load: Callable[[], Engine], drain_seconds: float) -> None:
+    def __init__(
+        self, load: Callable[[], Engine], drain_seconds: float, names: Sequence[str], origins: Sequence[str]
+    ) -> None:
         self.thread = EngineThread(load)
-        self.server = Server(self.thread, drain_seconds)
+        self.server = Server(self.thread, drain_seconds, names, origins)
         listener = listen("127.0.0.1", 0)
         self.address: tuple[str, int] = listener.getsockname()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.address[1]}", timeout=SECONDS, trust_env=False)
@@ -134,8 +136,14 @@ class Serving:
 
 
 @contextmanager
-def serving(load: Callable[[], Engine], drain_seconds: float = 30.0, ready: bool = True) -> Iterator[Serving]:
-    server = Serving(load, drain_seconds)
+def serving(
+    load: Callable[[], Engine],
+    drain_seconds: float = 30.0,
+    ready: bool = True,
+    names: Sequence[str] = (),
+    origins: Sequence[str] = (),
+) -> Iterator[Serving]:
+    server = Serving(load, drain_seconds, names, origins)
     try:
         if ready:
             server.await_ready()

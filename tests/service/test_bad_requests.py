@@ -59,6 +59,18 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "speculation": "on"}, "speculation"),
     ({"prompt": "a", "speculation": 4.0}, "speculation"),
     ({"prompt": "a", "speculation": True}, "speculation"),
+    ({"prompt": "a", "presence_penalty": 3}, "presence_penalty"),
+    ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty"),
+    ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"one": 1}}, "logit_bias.one"),
+    ({"prompt": "a", "logit_bias": {"1": "1"}}, "logit_bias.1"),
+    ({"prompt": "a", "logit_bias": [1]}, "logit_bias"),
+    ({"prompt": "a", "logprobs": 21}, "logprobs"),
+    ({"prompt": "a", "min_tokens": -1}, "min_tokens"),
+    ({"prompt": "a", "structured_outputs": {}}, "structured_outputs"),
+    ({"prompt": "a", "structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+    ({"prompt": "a", "structured_outputs": {"json": "{"}}, "structured_outputs"),
+    ({"prompt": "a", "structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
     ({"prompt": "a", "n": 2}, "n"),
     ({"prompt": "a", "max_new_tokens": 5}, "max_new_tokens"),
     ({"prompt": "a", "\ud800": 5}, ""),
@@ -93,7 +105,7 @@ def test_a_wrong_field_is_named(server: Serving, body: dict[str, Any], field: st
 def test_what_is_no_json_object_is_refused(server: Serving, body: bytes, status: int) -> None:
     response = post(server, body)
     assert response.status_code == status, response.text
-    assert response.json()["detail"]
+    assert response.json()["detail"] if status == 422 else response.json()["error"]["message"]
 
 
 def test_other_content_types_paths_and_methods(server: Serving) -> None:
@@ -145,6 +157,22 @@ def test_a_template_may_refuse_messages() -> None:
         response = server.generate(messages=[USER | {"role": "system"}, USER])
         assert (response.status_code, response.json()["error"]["type"]) == (400, "PromptError")
         assert "no system message" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens is 6"),
+        ({"logit_bias": {"97": 1}}, "logit_bias has 97"),
+        ({"structured_outputs": {"regex": "(a"}}, "unclosed group"),
+        ({"structured_outputs": {"json": {"type": "strange"}}}, "strange"),
+        ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos"),
+    ],
+)
+def test_what_the_engine_refuses(server: Serving, body: dict[str, Any], words: str) -> None:
+    response = server.generate(prompt="a", **body)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "ParameterError")
+    assert words in response.json()["error"]["message"]
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:

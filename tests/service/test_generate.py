@@ -8,7 +8,7 @@ import pytest
 
 from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
-from service.answer import Answer
+from service.answer import Answer, Piece
 from service.app import EventStream
 from tests.fake import fake_cost, fake_manifest, fake_tokenizer
 from tests.service.serving import (
@@ -85,6 +85,24 @@ def test_every_default_is_the_engines(server: Serving) -> None:
     assert schema.keys() - SamplingParams.__dataclass_fields__.keys() == {"prompt", "messages", "raw", "stream"}
 
 
+@pytest.mark.parametrize("speculation", ["off", 16])
+def test_log_probabilities_come_with_their_texts(server: Serving, speculation: object) -> None:
+    body = {"prompt": "abc", "max_tokens": 12, "ignore_eos": True, "logprobs": 2, "speculation": speculation}
+    whole = server.generate(**body).json()
+    events = server.events(**body)
+    assert [entry for event in events[:-1] for entry in event["logprobs"]] == whole["logprobs"]
+    assert len(whole["logprobs"]) == 12 and "logprobs" not in events[-1]
+    for entry in whole["logprobs"]:
+        assert [top["logprob"] for top in entry["top"]] == sorted((t["logprob"] for t in entry["top"]), reverse=True)
+        assert entry["top"][0] == {"token": entry["token"], "logprob": entry["logprob"]}, "greedy: the most probable"
+
+
+def test_a_text_keeps_to_its_grammar(server: Serving) -> None:
+    for outputs, texts in (({"choice": ["ab", "cd"]}, {"ab", "cd"}), ({"json": {"enum": [12, 34]}}, {"12", "34"})):
+        answer = server.generate(prompt="abc", structured_outputs=outputs).json()
+        assert answer["text"] in texts and answer["finish_reason"] == "stop"
+
+
 def test_stop_strings_and_tokens(server: Serving) -> None:
     text = server.generate(prompt="abc", max_tokens=30, ignore_eos=True).json()["text"]
     answer = server.generate(prompt="abc", max_tokens=30, ignore_eos=True, stop=[text[10:13]]).json()
@@ -105,7 +123,7 @@ def test_what_is_there_at_once_goes_out_as_one_piece() -> None:
     async def stream() -> None:
         answer = Answer(lambda answer: None)
         for text in ("a", "b"):
-            answer.push(text)
+            answer.push(Piece(text))
         answer.end(None)
         await EventStream(answer, sequence)({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]
 

