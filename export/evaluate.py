@@ -85,7 +85,7 @@ class Artifact:
             rows = range(min(ROWS, positions - start))
             for row in rows:  # a commit that moves nothing: it only says whose hidden state the row drafts from
                 self._session.commit(row, 0, [0], start + row)
-            found.append(self._session.heads(list(rows)).tokens)
+            found.append(self._session.heads(list(rows)).tokens.copy())
         return np.concatenate(found)
 
 

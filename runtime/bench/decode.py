@@ -77,6 +77,7 @@ def decode(options: argparse.Namespace) -> Report:
         kv_memory=rows * manifest.capacity * manifest.kv_bytes,  # every row's whole context: the budget is not measured
         threads=options.threads,
         lookup=options.lookup,
+        prefix_reuse=False,  # every run is given the same prompts
     )
     engine = Engine.from_artifact(options.artifact, config, progress=lambda text: print(text, file=sys.stderr))
     if options.acceptance == "simulated":

@@ -36,7 +36,7 @@ from runtime.params import EngineConfig, SamplingParams
 
 SEED = 0  # of the prompts' order and of random words
 RANDOM_PROMPTS = 256
-ENGINE_OPTIONS = ("rows", "chunk", "queue", "threads", "prefill_slowdown", "lookup")
+ENGINE_OPTIONS = ("rows", "chunk", "queue", "threads", "prefill_slowdown", "lookup", "prefix_reuse")
 
 Server = RunningServer | StartedServer
 
@@ -71,6 +71,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         engine.add_argument(f"--{name}", type=int, help=f"({getattr(default, name)})")
     engine.add_argument("--prefill-slowdown", type=float, metavar="TIMES", help=f"({default.prefill_slowdown:g})")
     engine.add_argument("--lookup", action=argparse.BooleanOptionalAction, help="(--lookup)")
+    engine.add_argument("--prefix-reuse", action=argparse.BooleanOptionalAction,
+        help="(--no-prefix-reuse: the same prompts come again in every run)")  # fmt: skip
     source = add_prompts(parser)
     source.add_argument("--random-words", type=span, metavar="LOW-HIGH", help="so many words that mean nothing")
     return parser
@@ -129,6 +131,7 @@ def engine_config(options: argparse.Namespace, loads: Sequence[Load]) -> EngineC
     if options.artifact is not None:
         manifest = Manifest.read(options.artifact)
         given["kv_memory"] = rows * manifest.capacity * manifest.kv_bytes
+    given.setdefault("prefix_reuse", False)
     return EngineConfig(**given)
 
 

@@ -36,7 +36,9 @@ class Gorgon:
         manifest = Manifest.read(artifact)
         memory = rows * manifest.capacity * manifest.kv_bytes
         # steps with prompts are not measured: all rows decode as soon as can be
-        config = EngineConfig(rows=rows, chunk=CHUNK, kv_memory=memory, threads=threads, prefill_slowdown=SLOWDOWN)
+        config = EngineConfig(
+            rows=rows, chunk=CHUNK, kv_memory=memory, threads=threads, prefill_slowdown=SLOWDOWN, prefix_reuse=False
+        )
         self._engine = Engine.from_artifact(artifact, config)
         if simulated:
             self._engine.session = SimulatedSession(self._engine.session, SEED)
