@@ -25,13 +25,13 @@ from runtime.scheduler import Plan, Scheduler
 from runtime.sequence import Sequence
 from runtime.session import Batch, Draft
 from runtime.stats import Decisions
-from runtime.tree import Tree, Universe, lone
+from runtime.tree import DEPTH_COST, Tree, Universe, lone
 
 DECIDE_EVERY = 8  # steps between decisions on the heads
-BUDGET_EVERY = 4  # steps between budgets; those between take nodes of the same chance and above
+BUDGET_AFTER = 0.006  # seconds in the session until the next budget; steps before it take nodes of like value
+NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once a sequence is known
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
-REMEMBER_EVERY = 2  # steps between drafts that are remembered for these
 LEAST_VALUE = math.log(0.01)  # of a node's chance to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
@@ -58,12 +58,13 @@ class Speculator:
         self._age = DECIDE_EVERY  # steps since it was decided who runs the heads
         self._runs = 0
         self._untimed = 0.0  # seconds in the session since a step's time was learnt from
+        self._unplanned = 0.0  # and since a budget
         self._pays = True  # for anyone, by that decision
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
         self._forest: Forest | None = None
-        # of the last budget: rows, rows that decode and those asked; the chance from which on nodes were taken
-        self._least_chance: tuple[tuple[int, int, int], float] = ((0, 0, 0), 0.0)
+        # of the last budget: rows, rows that may draft and those asked; the value from which on nodes were taken
+        self._least_value: tuple[tuple[int, int, int], float] = ((0, 0, 0), 0.0)
         # chances of a draft that nobody has seen: what the heads' accuracies say, later what others' drafts said
         self._typical = np.zeros(REMEMBERED)
         a_priori = np.sort(self._universe.chance[1:])[::-1][:REMEMBERED]
@@ -104,6 +105,7 @@ class Speculator:
     def ran(self, batch: Batch, decoding: int, seconds: float) -> None:
         """Learns from a decoder run, in which so many rows decoded, that took so long."""
         self._runs += 1
+        self._unplanned += seconds
         self._untimed += seconds
         if self._untimed < TIME_AFTER:
             return
@@ -162,26 +164,26 @@ class Speculator:
     def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest:
         habits = [s.habit for s in sequences]
         found = [NOTHING_FOUND if h.lookup is None else h.lookup.continuation(LOOKUP) for h in habits]
-        all_fixed = all(habit.fixed for habit in habits)
-        if all_fixed:
+        fixed = [habit.fixed for habit in habits]
+        if all(fixed):
             asked = list(range(len(habits))) if self._has_heads else []
         else:
-            lengths = np.array([s.length for s in sequences])
-            load = Load.planned([s.length for s in plan.sequences], plan.prefill)
-            self._decide(habits, [matched for matched, _ in found], lengths, load)
+            self._decide(habits, [matched for matched, _ in found], sequences, plan)
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         self._begin(sequences, asked, found)
-        most = [habit.nodes for habit in habits]
-        if all_fixed:
-            return self._candidates.build(self._candidates.best(most, NEVER))
-        fixed = np.array([habit.fixed for habit in habits])
-        places = self._candidates.best(most, np.where(fixed, NEVER, LEAST_VALUE))
-        row, slot, value = self._candidates.ranked(places)
+        candidates, most = self._candidates, [habit.nodes for habit in habits]
+        if all(fixed):
+            return candidates.build(candidates.best(most, NEVER))
+        kind = len(plan.sequences), len(habits), len(asked)
+        known = kind == self._least_value[0] and not any(plan.prefill) and not any(habit.young for habit in habits)
+        if known and self._unplanned < BUDGET_AFTER:
+            return candidates.build(candidates.best(most, _least(fixed, self._least_value[1])))
+        row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
-        if self._age % REMEMBER_EVERY == 0:
-            self._remember(habits, asked, nodes)
-        keep = self._budget(fixed, nodes, lengths, load, len(asked))
-        return self._candidates.build(self._candidates.places(row[keep], slot[keep]))
+        self._remember(habits, asked, nodes)
+        keep, least = self._budget(np.array(fixed), nodes, _lengths(sequences), _load(plan), len(asked))
+        self._least_value, self._unplanned = (kind, least), 0.0
+        return candidates.build(candidates.places(row[keep], slot[keep]))
 
     def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> None:
         """Sets up this step's candidates: of the heads, run for those `asked`, and of what prompt lookup found."""
@@ -197,7 +199,7 @@ class Speculator:
                 ranks = draft.tokens[asked.index(i)] if draft is not None and i in asked else None
                 self._candidates.add_continuation(i, matched, tokens, ranks)
 
-    def _decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
+    def _decide(self, habits: list[Habit], matched: list[int], sequences: list[Sequence], plan: Plan) -> None:
         """Sets for whom the heads run."""
         if not self._has_heads:
             return
@@ -209,7 +211,8 @@ class Speculator:
                 habit.end_trial()
             return
         nodes = self._outlook(habits, matched)
-        chosen = best(nodes, lengths, load, self._prices(load.decoding)).nodes
+        load = _load(plan)
+        chosen = best(nodes, _lengths(sequences), load, self._prices(load.decoding)).nodes
         drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
         for i, habit in enumerate(habits):
             habit.decide(habit.fixed or i in drafts, self._age)
@@ -242,12 +245,14 @@ class Speculator:
             habits[i].remember(newest)
             self._typical = self._typical + RECENT * (newest - self._typical)
 
-    def _budget(self, fixed: np.ndarray, nodes: Nodes, lengths: np.ndarray, load: Load, asked: int) -> np.ndarray:
-        """Which of the candidates are drafted, bool [nodes]: of `fixed` rows [rows] all, of the others the best."""
+    def _budget(
+        self, fixed: np.ndarray, nodes: Nodes, lengths: np.ndarray, load: Load, asked: int
+    ) -> tuple[np.ndarray, float]:
+        """Which of the candidates are drafted, bool [nodes]: of `fixed` rows [rows] all, of the others the best.
+
+        And the value that parts those drafted from those not.
+        """
         keep: np.ndarray = fixed[nodes.row]
-        same = (load.rows, load.decoding, asked)
-        if same == self._least_chance[0] and self._age % BUDGET_EVERY and load.decoding == load.rows:
-            return keep | (nodes.chance >= self._least_chance[1])
         if keep.any():
             load = with_trees(load, nodes.row[keep], lengths)
         free = np.flatnonzero(~keep)
@@ -255,17 +260,30 @@ class Speculator:
         others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run
         choice = best(others, lengths, load, self._prices(load.decoding), asked, gained)
         keep[free[: choice.nodes]] = True
-        last = float(others.chance[choice.nodes - 1]) if choice.nodes else np.inf
+        last = float(others.chance[choice.nodes - 1]) if choice.nodes else 1.0
         next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
-        self._least_chance = same, max((last + next_one) / 2, next_one)
+        least = max(math.log((last + next_one) / 2), LEAST_VALUE) if choice.nodes else NO_NODE
         tokens, seconds = self._pace.get(load.decoding, (0.0, 0.0))
         self._pace[load.decoding] = tokens * (1 - RECENT) + choice.tokens, seconds * (1 - RECENT) + choice.seconds
-        return keep
+        return keep, least
 
     def _prices(self, decoding: int) -> Prices:
         plain, drafting = self._host
         tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
         return Prices(self.cost, plain, drafting or plain, tokens / seconds if seconds else 0.0)
+
+
+def _least(fixed: list[bool], value: float) -> np.ndarray | float:
+    """From which value on a row's nodes are taken, where it is the same for all rows but those fixed."""
+    return np.where(fixed, NEVER, value) if any(fixed) else value
+
+
+def _lengths(sequences: list[Sequence]) -> np.ndarray:
+    return np.array([s.length for s in sequences])
+
+
+def _load(plan: Plan) -> Load:
+    return Load.planned([s.length for s in plan.sequences], plan.prefill)
 
 
 @cache
