@@ -10,7 +10,7 @@ from typing import Any
 from runtime.errors import ArtifactError
 from runtime.params import MAX_NODES
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
 FORMS = ("ragged",)
 PRECISIONS = ("fp32", "int8", "int8-block32", "int4")

@@ -86,18 +86,23 @@ class Speculator:
         return trees
 
     def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:
-        """Prompt tokens of the next step, at most `most`: few enough that it takes `slowdown` times a usual one."""
+        """Prompt tokens of the next step, at most `most`: few enough that it takes `slowdown` times a usual one.
+
+        Usual is a step of all that run or could run beside this prompt: where many wait, nobody can count on a step
+        of the few that decode already.
+        """
         prompt, usual = scheduler.prefilling, self._usual
         decoding = sum(not s.prefilling for s in scheduler.running)
         if prompt is None or usual is None or not decoding:
             return most
-        share = decoding / usual.rows  # there may be more rows now than in the step that is the measure, or fewer
-        tokens, attended, keys = usual.tokens * share, usual.attended * share, usual.keys * share
+        rows = len(scheduler.running) + min(scheduler.free_rows, len(scheduler.waiting)) - 1
+        tokens, attended, keys = (total / usual.rows for total in (usual.tokens, usual.attended, usual.keys))
+        full = max(decoding, rows)
+        alone = self.cost.decoder(full, tokens * full, usual.widest, attended * full, 0, keys * full)
         choices = _chunks(most)
-        alone = self.cost.decoder(decoding, tokens, usual.widest, attended, 0, keys)
         beside = self.cost.decoder(
-            decoding + 1, tokens + choices, np.maximum(choices, usual.widest),
-            attended + choices * (prompt.length + choices), choices - 1, keys + prompt.length,
+            decoding + 1, tokens * decoding + choices, np.maximum(choices, usual.widest),
+            attended * decoding + choices * (prompt.length + choices), choices - 1, keys * decoding + prompt.length,
         )  # fmt: skip
         fitting = int(np.count_nonzero(beside <= slowdown * alone))
         return int(choices[max(0, fitting - 1)])

@@ -109,3 +109,23 @@ def test_a_long_prompt_does_not_hold_up_the_others(slowdown: float) -> None:
     assert sum(tokens for tokens, _ in beside) == 300
     assert max(seconds for _, seconds in beside) <= 1.05 * slowdown * usual
     assert max(seconds for _, seconds in beside) > 0.5 * slowdown * usual, "it could have gone in faster"
+
+
+def test_where_many_wait_their_prompts_go_in_faster() -> None:
+    """One row decodes; a prompt alone may take twice its step, one of seven twice a step of seven."""
+
+    def first_chunk(prompts: int) -> int:
+        clock = Clock()
+        session = ReplaySession(TRACES["usual"], model(FIRST), clock, 8)
+        config = EngineConfig(rows=8, kv_memory=1 << 30, chunk=256, lookup=False)
+        engine = Engine(session, fake_tokenizer(), config, model(FIRST), clock)
+        engine.add([0], SamplingParams(380, ignore_eos=True, speculation=4))
+        for _ in range(20):
+            engine.step()
+        for i in range(prompts):
+            engine.add([i] * 200, SamplingParams(50, ignore_eos=True))
+        before: int = engine.stats()["prefilled"]
+        engine.step()
+        return int(engine.stats()["prefilled"]) - before
+
+    assert first_chunk(7) >= 2 * first_chunk(1) > 0

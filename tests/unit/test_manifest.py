@@ -53,7 +53,7 @@ def names_of(layers: int) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"schema": 2}, "schema 2, this version reads 1"),
+        ({"schema": 1}, "schema 1, this version reads 2"),
         ({"form": "padded"}, "form is 'padded'"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"layers": 0}, "layers is 0"),
