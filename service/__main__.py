@@ -9,12 +9,13 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import GorgonError
 from runtime.params import EngineConfig
+from service.config import WebConfig
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -88,15 +89,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-@dataclass(frozen=True, slots=True)
-class WebConfig:
-    host: str
-    port: int
-    drain_seconds: float
-    names: tuple[str, ...]  # of the model; none: the artifact's
-    origins: tuple[str, ...]  # whose pages may call the server
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -126,7 +118,7 @@ def run(artifact: Path, config: EngineConfig, web: WebConfig) -> None:
         logger.info(
             "listening on http://%s:%d, loading %s", f"[{address}]" if ":" in address else address, port, artifact
         )
-        serve(load, listener, web.drain_seconds, web.names, web.origins)
+        serve(load, listener, web)
     logger.info("stopped")
 
 

@@ -1,6 +1,7 @@
 """What one request hears from the engine: the event loop's side of a sequence."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ class Answer:
         self._error: Exception | None = None
         self._ended = False
         self.cancelled = False
+        self.began = time.monotonic()
+        self.first: float | None = None  # when there was something to say
+        self.gaps: list[float] = []  # seconds from each piece to the next
+        self._last = self.began
 
     async def admitted(self) -> "Sequence":
         """The sequence, once the engine has taken the request; raises why it has not."""
@@ -86,6 +91,12 @@ class Answer:
 
     def push(self, piece: Piece) -> None:
         if not self._ended:
+            now = time.monotonic()
+            if self.first is None:
+                self.first = now
+            else:
+                self.gaps.append(now - self._last)
+            self._last = now
             self._pieces.append(piece)
             self._news.set()
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -22,7 +22,9 @@ from runtime.errors import GorgonError, NotReadyError
 from service import openai_routes
 from service.answer import Answer, Piece
 from service.client import unless_gone
+from service.config import WebConfig
 from service.engine_thread import EngineThread
+from service.metrics import Metrics
 from service.openai_answer import error_body, error_of, invalid_body
 from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
 
@@ -40,11 +42,8 @@ RESPONSES[200] = {"content": {"text/event-stream": {}}}
 router = APIRouter()
 
 
-def create_app(engine: EngineThread, names: Items[str] = (), origins: Items[str] = ()) -> FastAPI:
-    """The application around one engine, which it starts and stops.
-
-    `names` are those of the model, by default the artifact's; pages of `origins` ("*": any) may call it from a browser.
-    """
+def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAPI:
+    """The application around one engine, which it starts and stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,9 +52,9 @@ def create_app(engine: EngineThread, names: Items[str] = (), origins: Items[str]
         await engine.close()
 
     app = FastAPI(title="Gorgon", description="Batched, lossless tree speculation on ONNX Runtime.", lifespan=lifespan)
-    app.state.engine, app.state.names = engine, tuple(names)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.state.engine, app.state.metrics, app.state.names = engine, metrics, web.served_model_name
+    if web.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=web.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.include_router(router)
     app.include_router(openai_routes.router)
     app.add_exception_handler(HTTPException, _http_error)
@@ -106,6 +105,26 @@ async def health(http: Request) -> JSONResponse:
     except NotReadyError as error:
         return JSONResponse({"status": engine.status, "error": Failure.of(error).model_dump()}, error.status)
     return JSONResponse({"status": engine.status, **engine.stats})
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """200 while the process answers, whatever the engine does: restart it if it does not."""
+    return {"status": "alive"}
+
+
+@router.get("/health/ready", responses={503: {"description": "loading, draining, or the engine has stopped"}})
+async def ready(http: Request) -> JSONResponse:
+    """200 when requests are taken, else 503 and why not."""
+    response = await health(http)
+    return response if response.status_code != 200 else JSONResponse({"status": http.app.state.engine.status})
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(http: Request) -> Response:
+    """All figures for Prometheus, in the text format that it asks for."""
+    encode, media_type = choose_encoder(http.headers.get("accept", ""))
+    return Response(encode(http.app.state.metrics.registry), media_type=media_type)
 
 
 @router.get("/", include_in_schema=False)

@@ -20,6 +20,7 @@ from runtime.errors import NotReadyError, QueueFullError, StepError
 from runtime.params import EngineConfig, SamplingParams
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
+from service.latencies import Latencies
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -45,6 +46,7 @@ class EngineThread:
         self.error: Exception | None = None  # what ended the engine, if anything did
         self.draining = False
         self.stats: dict[str, Any] = {}  # as of the last step; replaced, never changed
+        self.latencies = Latencies()
         self._load = load
         self.limit = 0  # requests that may live at a time
         self._grammars: Grammars | None = None
@@ -133,6 +135,8 @@ class EngineThread:
     def _ended(self, answer: Answer, error: Exception | None) -> None:
         self._live.discard(answer)
         answer.end(error)
+        if error is None and not answer.cancelled:
+            self.latencies.observe(answer)
 
     # Called on the engine's thread.
 
