@@ -68,6 +68,19 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--drain-seconds", type=seconds, default=30.0, help="how long SIGTERM lets running requests go on (%(default)g)"
     )
+    add("--max-body-bytes", type=size, default=WebConfig().max_body_bytes, metavar="SIZE",
+        help="the largest body of a request, as 512K or 16M (16M)")  # fmt: skip
+    add(
+        "--request-timeout",
+        type=seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="ends an answer not complete by then, 0: none",
+    )
+    add("--api-key-file", type=Path, metavar="FILE", help="who may ask: a KEY or NAME:KEY a line (anybody)")
+    add(
+        "--max-requests-per-key", type=int, default=0, metavar="NUMBER", help="of one key at the same time, 0: no limit"
+    )
     engine = top.add_argument_group("engine")
     add = engine.add_argument
     add("--rows", type=int, default=default.rows, help="sequences that run at the same time (%(default)s)")
@@ -95,7 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = EngineConfig(**{field.name: getattr(options, field.name) for field in fields(EngineConfig)})
         names, origins = tuple(options.served_model_name), tuple(options.cors_origins)
-        web = WebConfig(options.host, options.port, options.drain_seconds, names, origins)
+        web = WebConfig(
+            options.host,
+            options.port,
+            options.drain_seconds,
+            names,
+            origins,
+            options.max_body_bytes,
+            options.request_timeout,
+            options.api_key_file,
+            options.max_requests_per_key,
+        )
         run(options.artifact, config, web)
     except GorgonError as error:
         logger.error("error: %s", error)

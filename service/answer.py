@@ -46,6 +46,7 @@ class Answer:
         self.first: float | None = None  # when there was something to say
         self.gaps: list[float] = []  # seconds from each piece to the next
         self._last = self.began
+        self.deadline: asyncio.TimerHandle | None = None
 
     async def admitted(self) -> "Sequence":
         """The sequence, once the engine has taken the request; raises why it has not."""
@@ -105,5 +106,7 @@ class Answer:
         if not self._ended:
             self._ended = True
             self._error = error
+            if self.deadline is not None:
+                self.deadline.cancel()
             self._news.set()
             self._admitted.set()

@@ -18,14 +18,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from runtime.errors import GorgonError, NotReadyError
+from runtime.errors import GorgonError, NotReadyError, QueueFullError
 from service import openai_routes
 from service.answer import Answer, Piece
+from service.body_limit import BodyLimit
 from service.client import unless_gone
 from service.config import WebConfig
 from service.engine_thread import EngineThread
+from service.keys import KeyCheck, Keys
 from service.metrics import Metrics
 from service.openai_answer import error_body, error_of, invalid_body
+from service.openai_document import OpenAIError
 from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
 
 if TYPE_CHECKING:
@@ -33,10 +36,13 @@ if TYPE_CHECKING:
     from runtime.sequence import Sequence
 
 PAGE = Path(__file__).with_name("page.html")
-RETRY_AFTER = "1"  # seconds: a step, or a load, is of that order
+RETRY_AFTER = "1"  # seconds, while it loads or drains
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 
-RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 429, 500, 503)}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 413, 429, 500, 503, 504)
+}
+RESPONSES[401] = {"model": OpenAIError}
 RESPONSES[200] = {"content": {"text/event-stream": {}}}
 
 router = APIRouter()
@@ -53,7 +59,11 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
 
     app = FastAPI(title="Gorgon", description="Batched, lossless tree speculation on ONNX Runtime.", lifespan=lifespan)
     app.state.engine, app.state.metrics, app.state.names = engine, metrics, web.served_model_name
-    if web.cors_origins:
+    app.add_middleware(BodyLimit, most=web.max_body_bytes)
+    if web.api_key_file is not None:
+        keys = Keys.read(web.api_key_file)
+        app.add_middleware(KeyCheck, keys=keys, most=web.max_requests_per_key, engine=engine)
+    if web.cors_origins:  # around all others: a browser asks without a key whether it may ask with one
         app.add_middleware(CORSMiddleware, allow_origins=web.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.include_router(router)
     app.include_router(openai_routes.router)
@@ -194,7 +204,12 @@ def _event(data: dict[str, Any]) -> str:
 
 async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GorgonError)
-    headers = {"Retry-After": RETRY_AFTER} if error.status in (429, 503) else None
+    headers = None
+    if error.status == 503:
+        headers = {"Retry-After": RETRY_AFTER}
+    elif isinstance(error, QueueFullError):
+        engine: EngineThread = http.app.state.engine
+        headers = {"Retry-After": str(engine.retry_after(engine.waiting))}
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_of(error), error.status, headers)
     return JSONResponse({"error": Failure.of(error).model_dump()}, error.status, headers)
@@ -217,9 +232,9 @@ async def _http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
-    if error.status_code == 400:  # a body that cannot even be decoded
+    if error.status_code in (400, 413):  # a body that cannot even be decoded, or is too large
         failure = Failure(type="RequestError", message=str(error.detail))
-        return JSONResponse({"error": failure.model_dump()}, 400)
+        return JSONResponse({"error": failure.model_dump()}, error.status_code)
     return await http_exception_handler(http, error)
 
 

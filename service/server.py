@@ -41,7 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(load: Callable[[], "Engine"], listener: socket.socket, web: WebConfig) -> None:
     """Serves until a signal comes; returns when what ran has finished. Raises what ended the engine, if it died."""
-    engine = EngineThread(load)
+    engine = EngineThread(load, web.request_timeout)
     Server(engine, web).run(sockets=[listener])
     if isinstance(engine.error, GorgonError):
         raise engine.error

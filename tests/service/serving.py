@@ -90,7 +90,7 @@ class Serving:
     """What a test sees of the server: the socket, and behind it the thread and its engine."""
 
     def __init__(self, load: Callable[[], Engine], web: WebConfig) -> None:
-        self.thread = EngineThread(load)
+        self.thread = EngineThread(load, web.request_timeout)
         self.server = Server(self.thread, web)
         listener = listen("127.0.0.1", 0)
         self.address: tuple[str, int] = listener.getsockname()
