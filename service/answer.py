@@ -81,6 +81,13 @@ class Answer:
         self.check()
         return Piece.of(pieces)
 
+    @property
+    def reason(self) -> str:
+        """Why it ended: the sequence's reason, "abort" if nobody listened any more, or the error's class."""
+        if self._error is not None:
+            return type(self._error).__name__
+        return "abort" if self.cancelled or self.sequence is None else self.sequence.finish_reason or "abort"
+
     def cancel(self) -> None:
         """Nobody listens any more: asks the engine for the row back. Does nothing on an answer that has ended."""
         if not self._ended and not self.cancelled:

@@ -24,6 +24,7 @@ from service.answer import Answer, Piece
 from service.body_limit import BodyLimit
 from service.client import unless_gone
 from service.config import WebConfig
+from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
 from service.keys import KeyCheck, Keys
 from service.metrics import Metrics
@@ -95,6 +96,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     prompt = encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
     await engine.prepare(params)
     answer = engine.submit(prompt, params)
+    http.state.asked = Asked([answer])
     try:
         sequence = await unless_gone(answer.admitted(), http.receive)
         if body.stream:

@@ -17,6 +17,7 @@ class WebConfig:
     request_timeout: float = 0.0  # seconds, 0: none
     api_key_file: Path | None = None  # None: no key is needed
     max_requests_per_key: int = 0  # at the same time, 0: no limit
+    log_requests: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError."""

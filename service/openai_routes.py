@@ -16,6 +16,7 @@ from runtime.errors import GorgonError, ParameterError, UnknownModelError
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
 from service.client import unless_gone
+from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
 from service.openai_answer import ChatShape, Choice, Envelope, Shape, TextShape, error_of, event
 from service.openai_document import ChatCompletion, Detokenized, Model, Models, OpenAIError, TextCompletion, Tokenized
@@ -193,6 +194,7 @@ async def _submit(
 async def _respond(
     http: Request, body: Body, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event
 ) -> Response:
+    http.state.asked = Asked([choice.answer for choice in choices], body.choices)
     try:
         await unless_gone(_admitted(choices), http.receive)
         if body.stream:

@@ -122,6 +122,7 @@ SERVER = (
     Option("request_timeout", seconds, "ends an answer that is not complete by then, 0: none", "SECONDS"),
     Option("api_key_file", Path, "who may ask: a KEY or NAME:KEY a line, none: anybody", "FILE"),
     Option("max_requests_per_key", whole, "requests of one key at the same time, 0: no limit", "NUMBER"),
+    Option("log_requests", truth, "a line of JSON on stderr for each request, without its text"),
 )  # fmt: skip
 ENGINE = (
     Option("rows", whole, "sequences that run at the same time", "NUMBER"),

@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
     def __init__(self, engine: EngineThread, web: WebConfig) -> None:
         metrics = Metrics(engine, web.served_model_name[0] if web.served_model_name else None)
         options = uvicorn.Config(
-            Doorkeeper(create_app(engine, metrics, web), metrics),
+            Doorkeeper(create_app(engine, metrics, web), metrics, web.log_requests),
             log_config=None,
             log_level="warning",
             access_log=False,
