@@ -24,7 +24,10 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "abc"}], "model
 
 def chunked(size: int) -> Iterator[bytes]:
     body = json.dumps({"prompt": "a", "max_tokens": 2}).encode()
-    yield body + b" " * (size - len(body))
+    yield body
+    rest = size - len(body)
+    yield b" " * (rest // 2)
+    yield b" " * (rest - rest // 2)
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/tokenize"])

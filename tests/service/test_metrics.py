@@ -9,6 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime.engine import Engine
+from service.latencies import Histogram
 from tests.service.serving import SECONDS, HeldSession, Serving, engine_on, eventually, serving
 
 ROOT = Path(__file__).parents[2]
@@ -170,3 +171,10 @@ def test_every_figure_is_documented_with_its_type() -> None:
     found = {family.name + ("_total" if family.type == "counter" else ""): family.type for family in families}
     rows = re.findall(r"^\| (`(?:vllm|gorgon):.*?) \| (\w+) \|", (ROOT / "docs" / "operations.md").read_text(), re.M)
     assert found == {name: kind for names, kind in rows for name in re.findall("`(.+?)`", names)}
+
+
+def test_seconds_are_counted_below_their_bounds() -> None:
+    histogram = Histogram((1.0, 2.0))
+    for seconds in (0.5, 1.0, 1.5, 9.0):
+        histogram.observe(seconds)
+    assert (histogram.buckets, histogram.sum) == ([("1.0", 2), ("2.0", 3), ("+Inf", 4)], 12.0)
