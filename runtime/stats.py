@@ -78,6 +78,5 @@ class Stats:
 
     def figures(self) -> dict[str, Any]:
         """All counters, and the tokens of one row's step."""
-        figures = asdict(self)
-        decoded = figures.pop("decoded_tokens"), figures.pop("decoded_rows")
-        return {**figures, "tokens_per_step": decoded[0] / decoded[1] if decoded[1] else None}
+        rows = self.decoded_rows or None
+        return {**asdict(self), "tokens_per_step": rows and self.decoded_tokens / rows}

@@ -1,6 +1,7 @@
 """What one request hears from the engine: the event loop's side of a sequence."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Answer:
         self._error: Exception | None = None
         self._ended = False
         self.cancelled = False
+        self.began = time.monotonic()
+        self.first: float | None = None  # when there was something to say
+        self.gaps: list[float] = []  # seconds from each piece to the next
+        self._last = self.began
+        self.deadline: asyncio.TimerHandle | None = None
 
     async def admitted(self) -> "Sequence":
         """The sequence, once the engine has taken the request; raises why it has not."""
@@ -75,6 +81,13 @@ class Answer:
         self.check()
         return Piece.of(pieces)
 
+    @property
+    def reason(self) -> str:
+        """Why it ended: the sequence's reason, "abort" if nobody listened any more, or the error's class."""
+        if self._error is not None:
+            return type(self._error).__name__
+        return "abort" if self.cancelled or self.sequence is None else self.sequence.finish_reason or "abort"
+
     def cancel(self) -> None:
         """Nobody listens any more: asks the engine for the row back. Does nothing on an answer that has ended."""
         if not self._ended and not self.cancelled:
@@ -86,6 +99,12 @@ class Answer:
 
     def push(self, piece: Piece) -> None:
         if not self._ended:
+            now = time.monotonic()
+            if self.first is None:
+                self.first = now
+            else:
+                self.gaps.append(now - self._last)
+            self._last = now
             self._pieces.append(piece)
             self._news.set()
 
@@ -94,5 +113,7 @@ class Answer:
         if not self._ended:
             self._ended = True
             self._error = error
+            if self.deadline is not None:
+                self.deadline.cancel()
             self._news.set()
             self._admitted.set()

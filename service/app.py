@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -12,18 +11,25 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from runtime.errors import GorgonError, NotReadyError
+from runtime.errors import GorgonError, NotReadyError, QueueFullError
 from service import openai_routes
 from service.answer import Answer, Piece
+from service.body_limit import BodyLimit
 from service.client import unless_gone
+from service.config import WebConfig
+from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
+from service.keys import KeyCheck, Keys
+from service.metrics import Metrics
 from service.openai_answer import error_body, error_of, invalid_body
+from service.openai_document import OpenAIError
 from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
 
 if TYPE_CHECKING:
@@ -31,20 +37,20 @@ if TYPE_CHECKING:
     from runtime.sequence import Sequence
 
 PAGE = Path(__file__).with_name("page.html")
-RETRY_AFTER = "1"  # seconds: a step, or a load, is of that order
+RETRY_AFTER = "1"  # seconds, while it loads or drains
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 
-RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 429, 500, 503)}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 413, 429, 500, 503, 504)
+}
+RESPONSES[401] = {"model": OpenAIError}
 RESPONSES[200] = {"content": {"text/event-stream": {}}}
 
 router = APIRouter()
 
 
-def create_app(engine: EngineThread, names: Items[str] = (), origins: Items[str] = ()) -> FastAPI:
-    """The application around one engine, which it starts and stops.
-
-    `names` are those of the model, by default the artifact's; pages of `origins` ("*": any) may call it from a browser.
-    """
+def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAPI:
+    """The application around one engine, which it starts and stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,9 +59,13 @@ def create_app(engine: EngineThread, names: Items[str] = (), origins: Items[str]
         await engine.close()
 
     app = FastAPI(title="Gorgon", description="Batched, lossless tree speculation on ONNX Runtime.", lifespan=lifespan)
-    app.state.engine, app.state.names = engine, tuple(names)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.state.engine, app.state.metrics, app.state.names = engine, metrics, web.served_model_name
+    app.add_middleware(BodyLimit, most=web.max_body_bytes)
+    if web.api_key_file is not None:
+        keys = Keys.read(web.api_key_file)
+        app.add_middleware(KeyCheck, keys=keys, most=web.max_requests_per_key, engine=engine)
+    if web.cors_origins:  # around all others: a browser asks without a key whether it may ask with one
+        app.add_middleware(CORSMiddleware, allow_origins=web.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.include_router(router)
     app.include_router(openai_routes.router)
     app.add_exception_handler(HTTPException, _http_error)
@@ -86,6 +96,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     prompt = encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
     await engine.prepare(params)
     answer = engine.submit(prompt, params)
+    http.state.asked = Asked([answer])
     try:
         sequence = await unless_gone(answer.admitted(), http.receive)
         if body.stream:
@@ -106,6 +117,26 @@ async def health(http: Request) -> JSONResponse:
     except NotReadyError as error:
         return JSONResponse({"status": engine.status, "error": Failure.of(error).model_dump()}, error.status)
     return JSONResponse({"status": engine.status, **engine.stats})
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """200 while the process answers, whatever the engine does: restart it if it does not."""
+    return {"status": "alive"}
+
+
+@router.get("/health/ready", responses={503: {"description": "loading, draining, or the engine has stopped"}})
+async def ready(http: Request) -> JSONResponse:
+    """200 when requests are taken, else 503 and why not."""
+    response = await health(http)
+    return response if response.status_code != 200 else JSONResponse({"status": http.app.state.engine.status})
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(http: Request) -> Response:
+    """All figures for Prometheus, in the text format that it asks for."""
+    encode, media_type = choose_encoder(http.headers.get("accept", ""))
+    return Response(encode(http.app.state.metrics.registry), media_type=media_type)
 
 
 @router.get("/", include_in_schema=False)
@@ -175,7 +206,12 @@ def _event(data: dict[str, Any]) -> str:
 
 async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GorgonError)
-    headers = {"Retry-After": RETRY_AFTER} if error.status in (429, 503) else None
+    headers = None
+    if error.status == 503:
+        headers = {"Retry-After": RETRY_AFTER}
+    elif isinstance(error, QueueFullError):
+        engine: EngineThread = http.app.state.engine
+        headers = {"Retry-After": str(engine.retry_after(engine.waiting))}
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_of(error), error.status, headers)
     return JSONResponse({"error": Failure.of(error).model_dump()}, error.status, headers)
@@ -198,9 +234,9 @@ async def _http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
-    if error.status_code == 400:  # a body that cannot even be decoded
+    if error.status_code in (400, 413):  # a body that cannot even be decoded, or is too large
         failure = Failure(type="RequestError", message=str(error.detail))
-        return JSONResponse({"error": failure.model_dump()}, 400)
+        return JSONResponse({"error": failure.model_dump()}, error.status_code)
     return await http_exception_handler(http, error)
 
 

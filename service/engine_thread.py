@@ -9,8 +9,11 @@ Nothing else touches the engine: it is not thread-safe, and a step would hold up
 
 import asyncio
 import logging
+import math
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,12 +23,16 @@ from runtime.errors import NotReadyError, QueueFullError, StepError
 from runtime.params import EngineConfig, SamplingParams
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
+from service.errors import DeadlineError
+from service.latencies import Latencies
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
     from runtime.grammar import Grammars
     from runtime.sequence import Output
 
+ENDS = 64  # requests over which the rate at which they end is measured
+LONGEST_RETRY = 600  # seconds
 JOIN_SECONDS = 5.0  # for the step that runs when the server stops
 
 logger = logging.getLogger(__name__)
@@ -38,17 +45,22 @@ class EngineThread:
     itself, or by `end_all`.
     """
 
-    def __init__(self, load: Callable[[], "Engine"]) -> None:
+    def __init__(self, load: Callable[[], "Engine"], timeout: float = 0.0) -> None:
+        """`timeout` in seconds ends an answer that is not complete by then, 0 none."""
         self.prompts: Prompts | None = None  # None: not loaded yet
         self.context = 0  # tokens of prompt and answer together
         self.longest = 0  # such tokens for which there is memory
         self.error: Exception | None = None  # what ended the engine, if anything did
         self.draining = False
         self.stats: dict[str, Any] = {}  # as of the last step; replaced, never changed
+        self.latencies = Latencies()
         self._load = load
+        self._rows = 0
         self.limit = 0  # requests that may live at a time
         self._grammars: Grammars | None = None
         self._live: set[Answer] = set()
+        self._timeout = timeout
+        self._ends: deque[float] = deque(maxlen=ENDS)  # since somebody waits, first when that began
         self._answers: dict[int, Answer] = {}  # the engine's thread: by sequence id
         self._told: list[Callable[[], None]] = []  # the engine's thread: what the loop hears next
         self._inbox: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
@@ -71,6 +83,21 @@ class EngineThread:
     def live(self) -> int:
         """Requests that the engine still has to end."""
         return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        """Requests beyond those that have, or are about to have, a row."""
+        return max(0, len(self._live) - self._rows)
+
+    def retry_after(self, requests: int) -> int:
+        """Whole seconds, 1 to 600, in which so many requests will have ended if they go on to end as they do.
+
+        Before any has ended, as if one did now.
+        """
+        if not self._ends:
+            return 1
+        each = (time.monotonic() - self._ends[0]) / max(1, len(self._ends) - 1)
+        return min(LONGEST_RETRY, max(1, math.ceil(each * requests)))
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -109,7 +136,12 @@ class EngineThread:
         self.check_room()
         answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)), news)
         self._inbox.put(partial(self._add, answer, prompt, params))
+        if not self._live:
+            self._ends.clear()
+            self._ends.append(answer.began)
         self._live.add(answer)
+        if self._timeout:
+            answer.deadline = self._loop.call_later(self._timeout, self._expire, answer)
         return answer
 
     def end_all(self, reason: str) -> None:
@@ -119,8 +151,16 @@ class EngineThread:
             answer.end(NotReadyError(reason))
         self._live.clear()
 
+    def _expire(self, answer: Answer) -> None:
+        answer.cancel()
+        seconds = f"the {self._timeout:g} s that this server gives it"
+        answer.end(
+            DeadlineError(f"the answer was not complete within {seconds}: ask for less, or when it is less busy")
+        )
+
     def _opened(self, prompts: Prompts, grammars: "Grammars", config: EngineConfig, longest: int) -> None:
         self.prompts, self._grammars = prompts, grammars
+        self._rows = config.rows
         self.context, self.longest, self.limit = config.context, longest, config.rows + config.queue
         logger.info("ready: %(model)s, %(precision)s, %(provider)s, %(rows)d rows", self.stats)
 
@@ -132,7 +172,10 @@ class EngineThread:
 
     def _ended(self, answer: Answer, error: Exception | None) -> None:
         self._live.discard(answer)
+        self._ends.append(time.monotonic())
         answer.end(error)
+        if error is None and not answer.cancelled:
+            self.latencies.observe(answer)
 
     # Called on the engine's thread.
 

@@ -16,6 +16,7 @@ from runtime.errors import GorgonError, ParameterError, UnknownModelError
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
 from service.client import unless_gone
+from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
 from service.openai_answer import ChatShape, Choice, Envelope, Shape, TextShape, error_of, event
 from service.openai_document import ChatCompletion, Detokenized, Model, Models, OpenAIError, TextCompletion, Tokenized
@@ -25,7 +26,8 @@ from service.openai_schema import Request as Body
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 STARTED = int(time.time())
 
-ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in (400, 404, 429, 500, 503)}
+REFUSALS = (400, 401, 404, 413, 429, 500, 503, 504)
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in REFUSALS}
 ANSWERS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
 router = APIRouter()
 
@@ -63,13 +65,13 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
     return await _respond(http, body, Envelope(shape, "cmpl", body.model, choices, body.choices), choices, news)
 
 
-@router.get("/v1/models", response_model=Models, responses={503: {"model": OpenAIError}})
+@router.get("/v1/models", response_model=Models, responses={s: ERRORS[s] for s in (401, 429, 503)})
 async def models(http: Request) -> JSONResponse:
     """The names of the one model that this process serves."""
     return JSONResponse({"object": "list", "data": [_model(http, name) for name in _names(http)]})
 
 
-@router.get("/v1/models/{name:path}", response_model=Model, responses={s: ERRORS[s] for s in (404, 503)})
+@router.get("/v1/models/{name:path}", response_model=Model, responses={s: ERRORS[s] for s in (401, 404, 429, 503)})
 async def model(name: str, http: Request) -> JSONResponse:
     _engine(http, name)
     return JSONResponse(_model(http, name))
@@ -192,6 +194,7 @@ async def _submit(
 async def _respond(
     http: Request, body: Body, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event
 ) -> Response:
+    http.state.asked = Asked([choice.answer for choice in choices], body.choices)
     try:
         await unless_gone(_admitted(choices), http.receive)
         if body.stream:

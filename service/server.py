@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,10 @@ import uvicorn
 
 from runtime.errors import ConfigurationError, GorgonError, StepError
 from service.app import create_app
+from service.config import WebConfig
+from service.doorkeeper import Doorkeeper
 from service.engine_thread import EngineThread
+from service.metrics import Metrics
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -36,13 +39,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(
-    load: Callable[[], "Engine"], listener: socket.socket, drain_seconds: float,
-    names: Sequence[str] = (), origins: Sequence[str] = (),
-) -> None:  # fmt: skip
+def serve(load: Callable[[], "Engine"], listener: socket.socket, web: WebConfig) -> None:
     """Serves until a signal comes; returns when what ran has finished. Raises what ended the engine, if it died."""
-    engine = EngineThread(load)
-    Server(engine, drain_seconds, names, origins).run(sockets=[listener])
+    engine = EngineThread(load, web.request_timeout)
+    Server(engine, web).run(sockets=[listener])
     if isinstance(engine.error, GorgonError):
         raise engine.error
     if engine.error is not None:
@@ -56,11 +56,10 @@ class Server(uvicorn.Server):
     the engine cannot be loaded. Answers that still run then end with an error.
     """
 
-    def __init__(
-        self, engine: EngineThread, drain_seconds: float, names: Sequence[str] = (), origins: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, engine: EngineThread, web: WebConfig) -> None:
+        metrics = Metrics(engine, web.served_model_name[0] if web.served_model_name else None)
         options = uvicorn.Config(
-            create_app(engine, names, origins),
+            Doorkeeper(create_app(engine, metrics, web), metrics, web.log_requests),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -69,7 +68,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(options)
         self._engine = engine
-        self._drain_seconds = drain_seconds
+        self._drain_seconds = web.drain_seconds
         self._leave_by: float | None = None
         self._signals = 0
 

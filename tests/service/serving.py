@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +17,7 @@ from runtime.engine import Engine
 from runtime.manifest import Manifest
 from runtime.params import EngineConfig
 from runtime.session import Batch, Result
+from service.config import WebConfig
 from service.engine_thread import EngineThread
 from service.server import Server, listen
 from tests.fake import FakeSession, fake_cost, fake_manifest, fake_tokenizer
@@ -88,11 +89,9 @@ def engine_on(session: FakeSession, tokenizer: Tokenizer | None = None, **config
 class Serving:
     """What a test sees of the server: the socket, and behind it the thread and its engine."""
 
-    def __init__(
-        self, load: Callable[[], Engine], drain_seconds: float, names: Sequence[str], origins: Sequence[str]
-    ) -> None:
-        self.thread = EngineThread(load)
-        self.server = Server(self.thread, drain_seconds, names, origins)
+    def __init__(self, load: Callable[[], Engine], web: WebConfig) -> None:
+        self.thread = EngineThread(load, web.request_timeout)
+        self.server = Server(self.thread, web)
         listener = listen("127.0.0.1", 0)
         self.address: tuple[str, int] = listener.getsockname()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.address[1]}", timeout=SECONDS, trust_env=False)
@@ -136,14 +135,8 @@ class Serving:
 
 
 @contextmanager
-def serving(
-    load: Callable[[], Engine],
-    drain_seconds: float = 30.0,
-    ready: bool = True,
-    names: Sequence[str] = (),
-    origins: Sequence[str] = (),
-) -> Iterator[Serving]:
-    server = Serving(load, drain_seconds, names, origins)
+def serving(load: Callable[[], Engine], ready: bool = True, **web: Any) -> Iterator[Serving]:
+    server = Serving(load, WebConfig(**web))
     try:
         if ready:
             server.await_ready()

@@ -10,6 +10,7 @@ import pytest
 from runtime.engine import Engine
 from runtime.errors import ArtifactError
 from runtime.sequence import Output
+from service.config import WebConfig
 from service.server import listen, serve
 from tests.fake import fake_manifest
 from tests.service.serving import SECONDS, HeldSession, Serving, engine_on, eventually, serving
@@ -48,7 +49,7 @@ def test_what_cannot_be_loaded_ends_the_server(manifest: Any, message: str) -> N
         return engine_on(HeldSession(manifest))
 
     with pytest.raises(ArtifactError, match=message):
-        serve(load, listen("127.0.0.1", 0), drain_seconds=30)
+        serve(load, listen("127.0.0.1", 0), WebConfig())
 
 
 def test_a_failed_step_ends_its_requests_and_nothing_else() -> None:
@@ -143,7 +144,7 @@ def test_a_stopping_server_does_not_wait_for_ever(signals: int) -> None:
 def test_a_half_sent_request_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch, signals: int) -> None:
     monkeypatch.setattr("service.server.GRACE_SECONDS", 0.2)
     drain_seconds = 0.0 if signals == 1 else 60.0
-    with serving(lambda: engine_on(HeldSession()), drain_seconds) as server:
+    with serving(lambda: engine_on(HeldSession()), drain_seconds=drain_seconds) as server:
         with socket.create_connection(server.address) as connection:
             connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
             eventually(lambda: len(server.server.server_state.tasks) == 1)

@@ -301,7 +301,10 @@ def test_models(client: OpenAI, server: Serving) -> None:
 
 def test_names_of_ones_own_and_pages_of_others() -> None:
     names, origins = ("mine", "org/mine"), ("https://example.org",)
-    with serving(lambda: engine_on(HeldSession()), names=names, origins=origins) as server, client_of(server) as client:
+    with (
+        serving(lambda: engine_on(HeldSession()), served_model_name=names, cors_origins=origins) as server,
+        client_of(server) as client,
+    ):
         assert tuple(model.id for model in client.models.list().data) == names
         assert client.models.retrieve("org/mine").id == "org/mine"
         answer = client.completions.create(model="org/mine", prompt="abc", max_tokens=3)

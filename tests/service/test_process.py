@@ -1,6 +1,5 @@
 """`python -m service` as a process: its options, its signals, its exit codes, and what it prints."""
 
-import argparse
 import json
 import re
 import signal
@@ -10,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,6 @@ import httpx
 import pytest
 
 from export.demo.dialogue import load_entries
-from runtime.params import EngineConfig
-from service.__main__ import parser, size
 from service.engine_thread import JOIN_SECONDS
 from tests.service.serving import SECONDS, eventually
 
@@ -34,26 +30,6 @@ def load_forever(path, config, **options):
 runtime.engine.Engine.from_artifact = load_forever
 runpy.run_module("service", run_name="__main__", alter_sys=True)
 """
-
-
-def test_options_have_the_engines_defaults() -> None:
-    options = vars(parser().parse_args(["--artifact", "a"]))
-    for field in fields(EngineConfig):
-        assert options[field.name] == field.default, field.name
-
-
-@pytest.mark.parametrize(
-    ("text", "bytes_"),
-    [("512", 512), ("1K", 1024), ("512M", 512 << 20), ("4G", 4 << 30), ("4g", 4 << 30), ("2T", 2 << 40)],
-)
-def test_sizes(text: str, bytes_: int) -> None:
-    assert size(text) == bytes_
-
-
-@pytest.mark.parametrize("text", ["", "G", "4X", "-1G", "1.5G", "4GB", "٤G"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
-        size(text)
 
 
 def test_serving_loads_no_training_library() -> None:

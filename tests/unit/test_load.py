@@ -20,7 +20,7 @@ from runtime.bench.timeline import Limits, LoadRun, Percentiles, Setting, Timeli
 from runtime.engine import Engine
 from runtime.errors import ConfigurationError, GorgonError, StepError
 from runtime.params import EngineConfig, SamplingParams
-from service.__main__ import parser as service_parser
+from service.options import read as read_options
 from tests.fake import FakeSession, fake_cost, fake_manifest, fake_tokenizer
 
 SHARES = Shares(0.01, 0.7, 0.1)
@@ -255,8 +255,7 @@ def test_the_server_gets_every_option() -> None:
         3, 64, 1 << 30, 32, 7, 1, prefill_slowdown=1.5, lookup=False, prefix_reuse=False, exact=False, verify=True
     )
     assert all(getattr(config, field.name) != field.default for field in fields(EngineConfig)), "every option, then"
-    parsed = vars(service_parser().parse_args(["--artifact", "a", *arguments(config)]))
-    assert EngineConfig(**{field.name: parsed[field.name] for field in fields(EngineConfig)}) == config
+    assert read_options(["--artifact", "a", *arguments(config)], {}).engine == config
     assert arguments(EngineConfig()) == []
 
 

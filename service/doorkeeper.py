@@ -1,0 +1,94 @@
+"""What every request passes first and every response last: its id, its count, its line in the log."""
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.answer import Answer
+from service.metrics import Metrics
+
+HEADER = "x-request-id"
+TAKEN = re.compile(r"[!-~]{1,128}")  # an id that is taken over: no spaces, nothing that breaks a line
+PROBES = ("/health", "/health/live", "/health/ready", "/metrics")  # asked every few seconds: not logged
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asked the engine for: routes leave it in `request.state.asked`."""
+
+    answers: Sequence[Answer]
+    per_prompt: int = 1  # consecutive answers that have a prompt in common
+
+    def figures(self, began: float) -> dict[str, Any]:
+        """What the log says of them; `began` is when the request came."""
+        sequences = [answer.sequence for answer in self.answers if answer.sequence is not None]
+        prompts = [answer.sequence for answer in self.answers[:: self.per_prompt] if answer.sequence is not None]
+        steps = sum(sequence.steps for sequence in sequences)
+        decoded = sum(max(0, len(sequence.tokens) - 1) for sequence in sequences)
+        first = min((answer.first for answer in self.answers if answer.first is not None), default=None)
+        return {
+            "prompt_tokens": sum(len(sequence.prompt) for sequence in prompts),
+            "completion_tokens": sum(len(sequence.tokens) for sequence in sequences),
+            "tokens_per_step": round(decoded / steps, 3) if steps else None,
+            "ttft_ms": None if first is None else _ms(first - began),
+            "reason": ",".join(sorted({answer.reason for answer in self.answers})),
+        }
+
+
+class Doorkeeper:
+    """Around the application, so that also its failures are seen."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, log_requests: bool) -> None:
+        self._app, self._metrics, self._log_requests = app, metrics, log_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        given = Headers(scope=scope).get(HEADER, "")
+        name = given if TAKEN.fullmatch(given) else uuid.uuid4().hex
+        status: int | None = None
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._metrics.responded(_path(scope), message["status"])
+                message["headers"] = [*message.get("headers", ()), (HEADER.encode(), name.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            if self._log_requests and scope["path"] not in PROBES:
+                logger.info("%s", json.dumps(_line(scope, name, status, began)))
+
+
+def _path(scope: Scope) -> str:
+    """A route's path: clients may ask for any number of others."""
+    route = scope.get("route")
+    return "other" if route is None else str(route.path)
+
+
+def _line(scope: Scope, name: str, status: int | None, began: float) -> dict[str, Any]:
+    """What is said of a request: never any of its text, nor a key."""
+    state = scope["state"]
+    asked: Asked | None = state.get("asked")
+    own = {"id": name, "key": state.get("key"), "method": scope["method"], "path": scope["path"], "status": status}
+    figures = {} if asked is None else asked.figures(began)
+    return {**own, **figures, "total_ms": _ms(time.monotonic() - began)}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

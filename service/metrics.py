@@ -1,0 +1,108 @@
+"""What /metrics says: the engine's figures and the server's own, read when Prometheus asks and at no other time.
+
+Names that begin with `vllm:` mean what they mean in vLLM, so that its dashboards work; the rest begin with `gorgon:`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.engine_thread import EngineThread
+
+# name, what is read from the engine's figures, help
+GAUGES: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
+    ("vllm:num_requests_running", lambda s: s["rows_in_use"], "Requests in rows."),
+    ("vllm:num_requests_waiting", lambda s: s["waiting"], "Requests that wait for a row."),
+    ("vllm:kv_cache_usage_perc", lambda s: s["kv_bytes_reserved"] / s["kv_bytes_limit"],
+     "Part of the memory for keys and values that running requests have reserved, 0 to 1."),
+    ("gorgon:rows", lambda s: s["rows"], "Requests that can run at the same time."),
+    ("gorgon:rows_held", lambda s: s["rows_held"], "Rows kept for prompts that begin alike."),
+    ("gorgon:queue_limit", lambda s: s["queue"], "Requests that may wait."),
+    ("gorgon:kv_bytes_limit", lambda s: s["kv_bytes_limit"], "Memory for keys and values."),
+    ("gorgon:kv_bytes_reserved", lambda s: s["kv_bytes_reserved"], "Such memory that running requests have reserved."),
+    ("gorgon:kv_bytes_held", lambda s: s["kv_bytes_held"], "Such memory in rows kept for prompts that begin alike."),
+    ("gorgon:cost_model_error_ratio", lambda s: s["drafting"]["cost_error"],
+     "Recent mean of |measured / predicted - 1| of the decoder's time."),
+)  # fmt: skip
+COUNTERS: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
+    ("vllm:prompt_tokens", lambda s: s["prefilled"] + s["reused"], "Prompt tokens, computed or reused."),
+    ("vllm:generation_tokens", lambda s: s["tokens"], "Tokens emitted."),
+    ("vllm:prefix_cache_queries", lambda s: s["prefilled"] + s["reused"], "Prompt tokens, computed or reused."),
+    ("vllm:prefix_cache_hits", lambda s: s["reused"], "Prompt tokens reused."),
+    ("vllm:spec_decode_num_draft_tokens", lambda s: s["drafted"], "Nodes of draft trees, roots left out."),
+    ("vllm:spec_decode_num_accepted_tokens", lambda s: s["accepted"], "Nodes accepted."),
+    ("gorgon:steps", lambda s: s["steps"], "Steps."),
+    ("gorgon:failed_steps", lambda s: s["failed_steps"], "Steps that failed, with all their requests."),
+    ("gorgon:session_seconds", lambda s: s["session_seconds"], "Time of steps in decoder and heads."),
+    ("gorgon:host_seconds", lambda s: s["host_seconds"], "Time of steps outside decoder and heads."),
+    ("gorgon:decode_rows", lambda s: s["decoded_rows"], "Rows of decode steps."),
+    ("gorgon:decode_tokens", lambda s: s["decoded_tokens"], "Tokens that decode steps emitted."),
+    ("gorgon:draft_rows", lambda s: s["drafting"]["rows"], "Rows of steps that could have drafted."),
+    ("gorgon:draft_nodes", lambda s: s["drafting"]["nodes"], "Nodes that were drafted for them, roots left out."),
+    ("gorgon:lookup_draft_nodes", lambda s: s["drafting"]["lookup_drafted"], "Nodes drafted by prompt lookup."),
+    ("gorgon:lookup_accepted_nodes", lambda s: s["drafting"]["lookup_accepted"], "Such nodes accepted."),
+)  # fmt: skip
+
+
+class Metrics(Collector):
+    """Read on the event loop's thread, which also counts."""
+
+    def __init__(self, engine: EngineThread, name: str | None) -> None:
+        """`name` is the model's; None: the artifact's."""
+        self._engine, self._name = engine, name
+        self._responses: Counter[tuple[str, str]] = Counter()
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def responded(self, path: str, status: int) -> None:
+        """Counts a response; `path` is a route's, never a client's."""
+        self._responses[path, str(status)] += 1
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry would otherwise read everything to learn the names."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        engine, stats = self._engine, self._engine.stats
+        yield GaugeMetricFamily("gorgon:ready", "1 while requests are taken.", float(engine.status == "ready"))
+        responses = CounterMetricFamily("gorgon:http_responses", "Responses.", labels=["path", "status"])
+        for labels, count in self._responses.items():
+            responses.add_metric(labels, count)
+        yield responses
+        if stats:  # else it is loading
+            yield from self._of_engine(stats, self._name or stats["model"])
+
+    def _of_engine(self, stats: dict[str, Any], model: str) -> Iterator[Metric]:
+        own = ["model_name"]
+        for name, read, text in GAUGES:
+            gauge = GaugeMetricFamily(name, text, labels=own)
+            gauge.add_metric([model], read(stats))
+            yield gauge
+        for name, read, text in COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=own)
+            counter.add_metric([model], read(stats))
+            yield counter
+        success = CounterMetricFamily("vllm:request_success", "Requests that ended.", labels=[*own, "finished_reason"])
+        for reason, count in stats["finished"].items():
+            success.add_metric([model, reason], count)
+        yield success
+        name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+        accepted = CounterMetricFamily(name, "Nodes accepted, by depth from 0.", labels=[*own, "position"])
+        for position, count in enumerate(stats["accepted_by_depth"]):
+            accepted.add_metric([model, str(position)], count)
+        yield accepted
+        latencies = self._engine.latencies
+        for name, histogram, text in (
+            ("vllm:time_to_first_token_seconds", latencies.first, "From taking a request to its first text."),
+            ("vllm:inter_token_latency_seconds", latencies.gap, "From one step's text to the next of an answer."),
+            ("vllm:request_time_per_output_token_seconds", latencies.per_token, "Mean time of an answer's next token."),
+            ("vllm:e2e_request_latency_seconds", latencies.whole, "From taking a request to its end."),
+        ):
+            family = HistogramMetricFamily(name, text, labels=own)
+            family.add_metric([model], histogram.buckets, histogram.sum)
+            yield family
