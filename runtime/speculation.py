@@ -28,7 +28,7 @@ from runtime.stats import Decisions
 from runtime.tree import DEPTH_COST, Tree, Universe, lone
 
 DECIDE_EVERY = 8  # steps between decisions on the heads
-BUDGET_AFTER = 0.006  # seconds in the session until the next budget; steps before it take nodes of like value
+BUDGET_AFTER = 0.004  # seconds in the session until the next budget; steps before it take nodes of like value
 NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once a sequence is known
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
