@@ -38,7 +38,7 @@ from runtime.speculation import Speculator
 from runtime.stats import Stats
 from runtime.text import Pieces, TextStream
 from runtime.tree import Tree, accuracy_of
-from runtime.verify import children, verify
+from runtime.verify import children, first_gap, verify
 
 log = logging.getLogger(__name__)
 
@@ -296,8 +296,8 @@ class Engine:
         self._stats.count_tree(tree, accepted, kept)
         if s.row is not None:
             self.session.commit(s.row, s.length, path, at + path[-1])
-            if path[-1] != len(path) - 1 and s.gap is None:
-                s.gap = s.length + next(i for i, slot in enumerate(path) if slot != i)
+            if s.gap is None and (out := first_gap(path)) is not None:
+                s.gap = s.length + out
             s.length += len(path)
         return output, path
 

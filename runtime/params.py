@@ -159,7 +159,7 @@ class EngineConfig:
     prefill_slowdown: float = 2.0  # how many times its usual step a sequence may wait beside others' prompts
     lookup: bool = True  # draft what followed the newest tokens where they stood before
     prefix_reuse: bool = True  # keep finished rows for prompts that begin alike
-    exact: bool = True  # at least two nodes a row: the same bits in any batch
+    exact: bool = True  # at least two nodes of a row in attention: the same bits in any batch
     verify: bool = False  # check the files' hashes at load
 
     def __post_init__(self) -> None:

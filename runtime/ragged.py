@@ -15,6 +15,7 @@ import onnxruntime as ort
 from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import STEP_INPUTS, Manifest
 from runtime.session import Batch, Draft, Result
+from runtime.verify import first_gap
 
 PROVIDER = "CPUExecutionProvider"
 STEP_OUTPUTS = ("logits", "hidden", "argmax")
@@ -69,8 +70,7 @@ class RaggedSession:
         return draft
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
-        if path[-1] != len(path) - 1:  # some accepted node does not lie in its place
-            out = next(i for i, slot in enumerate(path) if slot != i)
+        if (out := first_gap(path)) is not None:  # from there on accepted nodes do not lie in their place
             cache = self.cache[:, row]
             cache[:, :, length + out : length + len(path)] = cache[:, :, [length + slot for slot in path[out:]]]
         if last is not None:

@@ -21,6 +21,11 @@ def verify(tree: Tree, choose: Callable[[int, int], int]) -> tuple[list[int], li
     return path, emitted
 
 
+def first_gap(path: list[int]) -> int | None:
+    """How many nodes of a walked path lie in the tree's first slots, in order, before the first that does not."""
+    return None if path[-1] == len(path) - 1 else next(i for i, slot in enumerate(path) if slot != i)
+
+
 def children(tree: Tree, node: int) -> list[int]:
     """The tokens that the children of `node` continue with."""
     return [token for token, parent in zip(tree.tokens, tree.parents, strict=True) if parent == node]
