@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from tokenizers import Tokenizer
 
 from export import chat, losses, selftest
 from export.checkpoint import LM_HEAD
-from export.decoder import Progress, build_decoder
+from export.decoder import build_decoder
 from export.directory import check, replacing
 from export.draft_heads import build_heads
 from export.heads import MedusaHeads, known_accuracy, misstated
 from export.linear import INT4_BLOCK
 from export.model import Model, open_model
+from export.progress import Countdown, Say, unheard
 from export.selftest import Report
 from export.tokenizer import FILE as TOKENIZER
 from runtime.errors import ArtifactError
@@ -40,14 +40,10 @@ class Source:
     plain: bool = False
 
 
-def unheard(line: str) -> None:
-    """For exports whose remarks nobody reads."""
+def export(source: Source, out: Path, say: Say = unheard, note: Say = unheard) -> tuple[Manifest, Report]:
+    """Writes the artifact `out`, replacing what an earlier export left there.
 
-
-def export(
-    source: Source, out: Path, progress: Progress, note: Callable[[str], None] = unheard
-) -> tuple[Manifest, Report]:
-    """Writes the artifact `out`, replacing what an earlier export left there; `note` is told what people should know.
+    `say` is told what is being done and how long it still takes, `note` what people should know.
 
     Two exports of one source under one name are equal byte for byte. Raises CheckpointError, ArtifactError, or
     SelfTestError; nothing is replaced then.
@@ -63,12 +59,13 @@ def export(
     if (remark := losses.remark(checkpoint.dtypes, source.precision)) is not None:
         note(remark)
     heads = _heads(source, model, note)
+    count = 0 if heads is None else heads.count
+    progress = Countdown(say, 2 * (config.layers + 1 + count))  # each is made, and then computed again to compare
     with replacing(out) as directory:
         build_decoder(config, checkpoint.tensor, source.precision, directory, progress)
         top_k = min(DRAFT_TOP_K, config.vocab)
         if heads is not None:
-            progress(f"{heads.count} Medusa heads")
-            build_heads(config, heads, lambda: checkpoint.tensor(LM_HEAD), source.precision, top_k, directory)
+            build_heads(config, heads, lambda: checkpoint.tensor(LM_HEAD), source.precision, top_k, directory, progress)
         checkpoint.finish()
         (directory / TOKENIZER).write_bytes(model.tokenizer.text.encode("utf-8"))
         graph = onnx.load(directory / "decoder.onnx", load_external_data=False).graph
@@ -85,7 +82,7 @@ def export(
             vocab=config.vocab,
             context=config.context,
             capacity=capacity_of(config.context),
-            medusa_heads=0 if heads is None else heads.count,
+            medusa_heads=count,
             draft_top_k=top_k,
             head_accuracy=None if heads is None else known_accuracy(heads.file, heads.count),
             bos=config.bos,
@@ -98,12 +95,12 @@ def export(
             files={p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(directory.iterdir())},
         )
         manifest.write(directory)
-        progress("self-test")
-        report = selftest.run(directory, checkpoint, heads)
+        say("self-test: the artifact")
+        report = selftest.run(directory, checkpoint, heads, progress)
     return manifest, report
 
 
-def _heads(source: Source, model: Model, note: Callable[[str], None]) -> MedusaHeads | None:
+def _heads(source: Source, model: Model, note: Say) -> MedusaHeads | None:
     """The heads asked for, else those that the checkpoint has itself."""
     if source.plain:
         return None

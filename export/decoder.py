@@ -30,12 +30,12 @@ from onnx import helper
 from export.config import ModelConfig, inverse_frequencies
 from export.emitter import BFLOAT16, BOOL, FLOAT, INT32, INT64, MICROSOFT, Emitter
 from export.linear import linear
+from export.progress import Say
 from runtime.manifest import capacity_of
 
 HIDDEN_SCORE = -1e9  # added to the score of a node that must not be seen; finite, so that no row turns to NaN
 EXACT_EMBEDDING = ("fp32", "int8-block32")  # float16 does not hold the values of a block with a float16 scale
 Tensor = Callable[[str], np.ndarray]
-Progress = Callable[[str], None]
 
 
 def lm_head_precision(precision: str) -> str:
@@ -43,16 +43,14 @@ def lm_head_precision(precision: str) -> str:
     return "int8" if precision == "int4" else precision
 
 
-def build_decoder(config: ModelConfig, tensor: Tensor, precision: str, directory: Path, progress: Progress) -> None:
+def build_decoder(config: ModelConfig, tensor: Tensor, precision: str, directory: Path, progress: Say) -> None:
     """Writes decoder.onnx and decoder.onnx.data, holding no more than one layer's projection in memory."""
     with Emitter(directory / "decoder.onnx") as emitter:
         _Decoder(emitter, config, tensor, precision, progress).build()
 
 
 class _Decoder:
-    def __init__(
-        self, emitter: Emitter, config: ModelConfig, tensor: Tensor, precision: str, progress: Progress
-    ) -> None:
+    def __init__(self, emitter: Emitter, config: ModelConfig, tensor: Tensor, precision: str, progress: Say) -> None:
         self.emitter, self.config, self.tensor, self.precision = emitter, config, tensor, precision
         self.progress = progress
         self.capacity = capacity_of(config.context)

@@ -7,7 +7,7 @@ Head h: x + SiLU(W x + b), once for each of its layers, then the vocabulary prod
 2 + h (Cai et al., Medusa, 2024).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from export.config import ModelConfig
 from export.emitter import FLOAT, INT64, MICROSOFT, Emitter
 from export.heads import MedusaHeads
 from export.linear import linear, linear_each
+from export.progress import Say
 
 
 def build_heads(
@@ -25,6 +26,7 @@ def build_heads(
     precision: str,
     top_k: int,
     directory: Path,
+    progress: Say,
 ) -> None:
     """Writes heads.onnx and heads.onnx.data; `lm_head` gives the base's [vocab, hidden] for heads without their own."""
     with Emitter(directory / "heads.onnx") as emitter:
@@ -42,10 +44,15 @@ def build_heads(
             inner = linear_each(emitter, x, [f"head_{h}.{layer}" for h in range(heads.count)], weights, precision)
             inner = emit("Add", inner, emitter.weight(f"heads.{layer}.bias", np.stack(biases)))
             x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
-        own = (heads.lm(h) for h in range(heads.count))
-        vocabulary = (lm_head() if weight is None else weight for weight in own)
+
+        def vocabulary() -> Iterator[np.ndarray]:
+            for h in range(heads.count):
+                progress(f"Medusa head {h + 1} of {heads.count}")
+                own = heads.lm(h)
+                yield lm_head() if own is None else own
+
         names = [f"head_{h}.lm" for h in range(heads.count)]
-        logits = linear_each(emitter, x, names, vocabulary, precision)  # [rows, heads, vocab]
+        logits = linear_each(emitter, x, names, vocabulary(), precision)  # [rows, heads, vocab]
         logprobs = emit("LogSoftmax", logits, axis=-1)
         emitter.nodes("TopK", logprobs, const([top_k]), names=("logprobs", "tokens"), axis=-1)
         emitter.output("tokens", INT64, ["rows", heads.count, top_k])

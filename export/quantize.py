@@ -7,21 +7,31 @@ whole multiples of one scale keeps its values bit for bit, whoever chose that sc
 Q4_0, Q5_0 and Q8_0 in int8_blocks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from export.parts import in_parts
+
 INT4_ZERO = 8  # MatMulNBits' default zero point: a nibble q stands for (q - 8) * scale
 INT8_ZERO = 128  # likewise for bytes
-_GLANCE = 4  # values of a block that tell most scales apart
+_GLANCE, _NEAR = 4, np.float32(1e-3)  # values of a block that tell most scales apart: all near a level, or not
 _SHRINK = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # clipping tried for each int4 block
 
 
 def int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[out, in] float32 -> int8 [in, out] and float32 scales [out]."""
-    scale = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-12)) / np.float32(127)
-    levels = np.rint(weight / scale[:, None]).astype(np.int8)
-    return np.ascontiguousarray(levels.T), scale.astype(np.float32)
+    levels, scale = np.empty(weight.shape[::-1], np.int8), np.empty(len(weight), np.float32)
+
+    def quantize(rows: slice) -> None:
+        values = weight[rows]
+        largest = np.maximum(values.max(axis=1), -values.min(axis=1))
+        scale[rows] = np.maximum(largest, np.float32(1e-12)) / np.float32(127)
+        levels[:, rows] = np.rint(values / scale[rows, None]).T
+
+    for _ in in_parts(weight, quantize):
+        pass
+    return levels, scale
 
 
 def int4(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,48 +40,71 @@ def int4(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     Each block takes, of a few scales from its largest value down, the one with the least squared error; the largest
     value by magnitude keeps its sign at level -8, which uses all 16 levels.
     """
-    values = _in_blocks(weight, block)
-    peak = _peaks(values)
-    best_scale = np.ones_like(peak)
-    best_error = np.full_like(peak, np.inf)
-    for shrink in _SHRINK:
-        scale = np.where(peak == 0, np.float32(1), peak * shrink / np.float32(-8))
-        levels = np.clip(np.rint(values / scale[..., None]), -8, 7)
-        error = np.square(levels * scale[..., None] - values).sum(axis=2)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        best_scale = np.where(better, scale, best_scale)
-    _find_exact(values, peak, best_scale, best_error != 0, range(1, 8), 7)
-    nibbles = (np.clip(np.rint(values / best_scale[..., None]), -8, 7) + INT4_ZERO).astype(np.uint8)
-    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4, best_scale
+    return _quantized(weight, block, _int4_scale, (-8, 7), INT4_ZERO, lambda level: level[0::2] | level[1::2] << 4)
 
 
 def int8_blocks(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """[out, in] float32 -> uint8 [out, blocks, block] and float32 scales [out, blocks]; the largest value is at 127."""
-    values = _in_blocks(weight, block)
-    peak = _peaks(values)
+    return _quantized(weight, block, _int8_scale, (-128, 127), INT8_ZERO, lambda level: level)
+
+
+def _quantized(
+    weight: np.ndarray,
+    block: int,
+    choose: Callable[[np.ndarray, np.ndarray], np.ndarray],  # values [block, blocks], their peaks -> scales [blocks]
+    levels: tuple[int, int],
+    zero: int,
+    pack: Callable[[np.ndarray], np.ndarray],  # uint8 [block, blocks] -> [bytes, blocks]
+) -> tuple[np.ndarray, np.ndarray]:
+    out, blocks = len(weight), -(-weight.shape[1] // block)
+    packed = np.empty((out, blocks, len(pack(np.zeros((block, 1), np.uint8)))), np.uint8)
+    scale = np.empty((out, blocks), np.float32)
+
+    def quantize(rows: slice) -> None:
+        values = _in_blocks(weight[rows], block)
+        highest, lowest = values.max(axis=0), values.min(axis=0)
+        chosen = choose(values, np.where(highest >= -lowest, highest, lowest))
+        level = np.clip(np.rint(values / chosen), *levels) + np.float32(zero)
+        packed[rows] = pack(level.astype(np.uint8)).T.reshape(packed[rows].shape)
+        scale[rows] = chosen.reshape(scale[rows].shape)
+
+    for _ in in_parts(weight, quantize):
+        pass
+    return packed, scale
+
+
+def _int4_scale(values: np.ndarray, peak: np.ndarray) -> np.ndarray:
+    best_scale = np.ones_like(peak)
+    best_error = np.full_like(peak, np.inf)
+    off = np.empty_like(values)
+    for shrink in _SHRINK:
+        scale = np.where(peak == 0, np.float32(1), peak * shrink / np.float32(-8))
+        np.rint(np.divide(values, scale, out=off), out=off)
+        np.subtract(np.multiply(np.clip(off, -8, 7, out=off), scale, out=off), values, out=off)
+        error = np.square(off, out=off).sum(axis=0)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_scale = np.where(better, scale, best_scale)
+    _find_exact(values, peak, best_scale, best_error != 0, range(1, 8), 7)
+    return best_scale
+
+
+def _int8_scale(values: np.ndarray, peak: np.ndarray) -> np.ndarray:
     scale = np.where(peak == 0, np.float32(1), np.abs(peak) / np.float32(127))
-    rough = (np.rint(values / scale[..., None]) * scale[..., None] != values).any(axis=2)
+    rough = (np.rint(values / scale) * scale != values).any(axis=0)
     rough = _find_exact(values, peak, scale, rough, (*range(1, 17), -128), 127)  # with Q4_0 and Q5_0, a few levels do
     if not rough.all():  # else no block is of a file of such blocks: do not look for their scales in vain
         _find_exact(values, peak, scale, rough, range(17, 127), 127)
-    levels = np.clip(np.rint(values / scale[..., None]), -128, 127)
-    return (levels + INT8_ZERO).astype(np.uint8), scale
+    return scale
 
 
 def _in_blocks(weight: np.ndarray, block: int) -> np.ndarray:
-    """[out, in] -> [out, blocks, block], filled up with zeros."""
+    """[out, in] -> [block, out * blocks], filled up with zeros: operations on blocks run along the long side."""
     out, width = weight.shape
     blocks = -(-width // block)
     padded = np.zeros((out, blocks * block), np.float32)
     padded[:, :width] = weight
-    return padded.reshape(out, blocks, block)
-
-
-def _peaks(values: np.ndarray) -> np.ndarray:
-    """The largest value by magnitude of each block, [out, blocks]."""
-    peaks: np.ndarray = np.take_along_axis(values, np.abs(values).argmax(axis=2)[..., None], axis=2)[..., 0]
-    return peaks
+    return np.ascontiguousarray(padded.reshape(-1, block).T)
 
 
 def _find_exact(
@@ -81,20 +114,18 @@ def _find_exact(
 
     Returns which blocks are still rough. Of whole multiples of a float16, peak / level is that float16 to the bit.
     """
-    left = np.argwhere(rough)
+    rough = rough.copy()
+    with np.errstate(invalid="ignore"):  # a block of zeros is not rough
+        shares = values[:_GLANCE] / peak
     for level in levels:
-        rows, columns = left.T
-        tried = peak[rows, columns] / np.float32(level)
-        glance = values[rows, columns, :_GLANCE]
-        likely = np.flatnonzero((np.rint(glance / tried[:, None]) * tried[:, None] == glance).all(axis=1))
-        found = values[rows[likely], columns[likely]]
-        whole = np.minimum(np.rint(found / tried[likely, None]), highest)  # -128's counterpart is one too many
-        exact = likely[(whole * tried[likely, None] == found).all(axis=1)]
-        scale[rows[exact], columns[exact]] = tried[exact]
-        left = np.delete(left, exact, axis=0)
-    still = np.zeros_like(rough)
-    still[tuple(left.T)] = True
-    return still
+        glance = shares * np.float32(level)
+        likely = np.flatnonzero(rough & (np.abs(glance - np.rint(glance)) < _NEAR).all(axis=0))
+        tried, found = peak[likely] / np.float32(level), values[:, likely]
+        whole = np.minimum(np.rint(found / tried), highest)  # -128's counterpart is one too many
+        exact = (whole * tried == found).all(axis=0)
+        scale[likely[exact]] = tried[exact]
+        rough[likely[exact]] = False
+    return rough
 
 
 def int4_values(packed: np.ndarray, scale: np.ndarray, width: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from export.arithmetic import EXACT, Arithmetic
 from export.config import ModelConfig, inverse_frequencies
 from export.heads import MedusaHeads
+from export.progress import Say, unheard
 
 Tensor = Callable[[str], np.ndarray]
 
@@ -47,8 +48,10 @@ def chain_and_tree(tokens: Sequence[int], nodes: Sequence[int], parents: Sequenc
 class Reference:
     """One model's forward pass, with the products of `arithmetic`. Its methods read the weights anew each time."""
 
-    def __init__(self, config: ModelConfig, tensor: Tensor, arithmetic: Arithmetic = EXACT) -> None:
-        self._config, self._tensor, self._arithmetic = config, tensor, arithmetic
+    def __init__(
+        self, config: ModelConfig, tensor: Tensor, arithmetic: Arithmetic = EXACT, progress: Say = unheard
+    ) -> None:
+        self._config, self._tensor, self._arithmetic, self._progress = config, tensor, arithmetic, progress
 
     def hidden_states(self, spans: Sequence[Span]) -> list[np.ndarray]:
         """Each span's [tokens, hidden], after the final norm."""
@@ -61,6 +64,7 @@ class Reference:
         rotation = np.cos(angles).astype(np.float32)[:, None], np.sin(angles).astype(np.float32)[:, None]
         masks = [np.where(span.sees, np.float32(0), np.float32(-np.inf)) for span in spans]
         for i in range(config.layers):
+            self._progress(f"self-test: layer {i + 1} of {config.layers}")
             layer = f"model.layers.{i}"
             normed = _norm(x, tensor(f"{layer}.input_layernorm.weight"), config.norm_eps)
             x = x + self._attention(f"{layer}.self_attn", normed, rotation, masks, ends)
@@ -70,12 +74,14 @@ class Reference:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """hidden [rows, hidden] -> [rows, vocab]"""
+        self._progress("self-test: vocabulary")
         return self._arithmetic.vocabulary(hidden, self._tensor("lm_head.weight"))
 
     def head_logits(self, heads: MedusaHeads, hidden: np.ndarray) -> np.ndarray:
         """hidden [rows, hidden] -> [rows, heads, vocab]"""
         product, every = self._arithmetic.layers, []
         for h in range(heads.count):
+            self._progress(f"self-test: Medusa head {h + 1} of {heads.count}")
             x = hidden
             for weight, bias in heads.resblock(h):
                 x = x + _silu(product(x, weight) + bias)

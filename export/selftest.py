@@ -9,21 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
+from export import stages
 from export.arithmetic import ARITHMETIC
 from export.checkpoint import Checkpoint
 from export.heads import MedusaHeads
+from export.progress import Say
 from export.reference import Reference, chain_and_tree, log_softmax
 from runtime.batch import Packer
 from runtime.errors import SelfTestError
 from runtime.manifest import Manifest
-from runtime.ragged import RaggedSession
-from runtime.session import Draft, Session
+from runtime.ragged import PROVIDER, session_options
+from runtime.session import Batch, Draft
 from runtime.tree import Tree
 
 PROMPTS = (12, 5)  # tokens of each row's prompt
 CHUNK = 8
 PARENTS = ((-1, 0, 1, 2, 1, 0, 5), (-1, 0, 0, 2))  # of each row's tree
+STAGE_BYTES = 2**30  # of weights at a time: a model larger than memory is checked as well
 LIMITS: Mapping[str, float] = {"fp32": 2e-4, "int8": 0.1, "int8-block32": 0.1, "int4": 0.1}
 
 
@@ -40,19 +44,20 @@ class Report:
         return f"largest error of the logits {self.decoder:.1e} of their scale{heads}; allowed {self.limit:g}"
 
 
-def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None) -> Report:
+def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None, progress: Say) -> Report:
     """Raises SelfTestError if the artifact in `directory` does not compute what its checkpoint and heads do."""
     manifest = Manifest.read(directory)
     prompts, trees = _work(manifest)
-    session = RaggedSession(directory, manifest, rows=len(PROMPTS))
+    steps, roots = _steps(manifest, prompts, trees)
     try:
-        logits, draft = _artifact(session, prompts, trees)
+        result = stages.run(directory / "decoder.onnx", manifest, steps, STAGE_BYTES)
+        draft = _draft(directory / "heads.onnx", result["hidden"][roots]) if manifest.medusa_heads else None
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise SelfTestError(f"{directory.name} does not run: {error}") from error
-    reference = Reference(checkpoint.config, checkpoint.tensor, ARITHMETIC[manifest.precision])
+    reference = Reference(checkpoint.config, checkpoint.tensor, ARITHMETIC[manifest.precision], progress)
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
     states = [hidden[len(prompt) :] for hidden, prompt in zip(reference.hidden_states(spans), prompts, strict=True)]
-    decoder = _share(logits, reference.logits(np.concatenate(states)))
+    decoder = _share(result["logits"], reference.logits(np.concatenate(states)))
     of_heads = None
     if heads is not None and draft is not None:
         of_heads = _draft_error(draft, reference.head_logits(heads, np.stack([hidden[0] for hidden in states])))
@@ -76,21 +81,23 @@ def _work(manifest: Manifest) -> tuple[list[list[int]], list[Tree]]:
     return prompts, trees
 
 
-def _artifact(session: Session, prompts: list[list[int]], trees: list[Tree]) -> tuple[np.ndarray, Draft | None]:
-    """Logits of all trees' nodes [nodes, vocab], and the heads' draft from each root."""
-    packer = Packer(exact=True, even=session.manifest.even_tokens, widest=CHUNK + 1)
+def _steps(manifest: Manifest, prompts: list[list[int]], trees: list[Tree]) -> tuple[list[Batch], list[int]]:
+    """Prompts in chunks, then all trees at once; and where each tree's root is among the last step's results."""
+    packer = Packer(exact=True, even=manifest.even_tokens, widest=CHUNK + 1)
+    steps = []
     for row, prompt in enumerate(prompts):  # rows one after the other: rows 0 .. row share the runs
+        others = [(len(p), [p[-1]]) for p in prompts[:row]]
         for start in range(0, len(prompt), CHUNK):
-            others = [(len(p), [p[-1]]) for p in prompts[:row]]
-            batch, _ = packer.pack([*others, (start, prompt[start : start + CHUNK])])
-            session.run(batch)
-    batch, first = packer.pack([(len(prompt), tree) for prompt, tree in zip(prompts, trees, strict=True)])
-    logits = session.run(batch).logits.copy()
-    if not session.manifest.medusa_heads:
-        return logits, None
-    for row, prompt in enumerate(prompts):
-        session.commit(row, len(prompt), [0], first[row])
-    return logits, session.heads(list(range(len(prompts))))
+            steps.append(packer.pack([*others, (start, prompt[start : start + CHUNK])])[0])
+    last, roots = packer.pack([(len(prompt), tree) for prompt, tree in zip(prompts, trees, strict=True)])
+    return [*steps, last], roots
+
+
+def _draft(path: Path, hidden: np.ndarray) -> Draft:
+    """hidden [rows, hidden]"""
+    session = ort.InferenceSession(path, session_options(threads=0), providers=[PROVIDER])
+    tokens, logprobs = session.run(["tokens", "logprobs"], {"hidden": hidden})
+    return Draft(tokens, logprobs)
 
 
 def _draft_error(draft: Draft, logits: np.ndarray) -> float:

@@ -14,6 +14,7 @@ import ml_dtypes  # noqa: F401 (registers numpy's bfloat16, which safetensors lo
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from export.parts import in_parts
 from runtime.errors import CheckpointError, TensorError
 
 DTYPES = ("F16", "BF16", "F32")
@@ -33,18 +34,29 @@ class Stored:
 
 
 def open_safetensors(path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file by name; the file stays mapped while any of them is held."""
+    """The tensors of one safetensors file by name."""
     try:
-        file: Any = safe_open(path, framework="numpy")
+        with _safetensors(path) as file:
+            entries = {name: file.get_slice(name) for name in file.keys()}
+            return {
+                name: Stored(path, entry.get_dtype(), tuple(entry.get_shape()), partial(_load_safetensor, path, name))
+                for name, entry in entries.items()
+            }
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
         raise TensorError(f"{path} is damaged or no safetensors file: {error}; fetch it again") from None
-    entries = {name: file.get_slice(name) for name in file.keys()}
-    return {
-        name: Stored(path, entry.get_dtype(), tuple(entry.get_shape()), partial(file.get_tensor, name))
-        for name, entry in entries.items()
-    }
+
+
+def _safetensors(path: Path) -> Any:
+    return safe_open(path, framework="numpy")
+
+
+def _load_safetensor(path: Path, name: str) -> np.ndarray:
+    """Opened for this one tensor: what was read of a file counts as memory for as long as it stays mapped."""
+    with _safetensors(path) as file:
+        values: np.ndarray = file.get_tensor(name)
+        return values
 
 
 def open_pickle(path: Path) -> dict[str, Stored]:
@@ -57,8 +69,9 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         ) from None
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
+    in_parts = is_zipfile(path)  # else the old format, which is read whole
     try:
-        raw: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        raw = _unpickled(path, in_parts)
     except Exception as error:  # whatever the unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
         summary = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TensorError(f"{path} is damaged or holds more than tensors: {summary}") from None
@@ -66,9 +79,25 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         raise TensorError(f"{path} holds a {type(raw).__name__}, expected a dictionary of tensors")
     names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
     return {
-        str(name): Stored(path, names.get(value.dtype, str(value.dtype)), tuple(value.shape), partial(_float32, value))
+        str(name): Stored(
+            path,
+            names.get(value.dtype, str(value.dtype)),
+            tuple(value.shape),
+            partial(_load_pickled, path, name) if in_parts else partial(_float32, value),
+        )
         for name, value in raw.items()
     }
+
+
+def _unpickled(path: Path, in_parts: bool) -> Any:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=in_parts)
+
+
+def _load_pickled(path: Path, name: str) -> np.ndarray:
+    """Opened for this one tensor, as `_load_safetensor` does."""
+    return _float32(_unpickled(path, in_parts=True)[name])
 
 
 def _float32(tensor: Any) -> np.ndarray:
@@ -102,11 +131,17 @@ def match(found: Mapping[str, Stored], expected: Mapping[str, Shape], where: Pat
 def read(name: str, tensor: Stored) -> np.ndarray:
     """The tensor's values as float32, all finite."""
     try:
-        values = tensor.load().astype(np.float32, copy=False)
+        stored = tensor.load()
     except (SafetensorError, OSError) as error:
         raise TensorError(f"{tensor.file}: {name} cannot be read: {error}") from None
-    finite = np.isfinite(values)
-    if not finite.all():
+    values = np.empty(stored.shape, np.float32)
+
+    def widen(rows: slice) -> bool:
+        values[rows] = stored[rows]
+        return bool(np.isfinite(values[rows]).all())
+
+    if not all(list(in_parts(stored, widen))):
+        finite = np.isfinite(values)
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise TensorError(
             f"{tensor.file}: {name} has {int((~finite).sum())} values that are not finite, the first {values[first]} "

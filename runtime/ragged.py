@@ -147,15 +147,20 @@ def _map(manifest: Manifest, rows: int) -> mmap.mmap:
         ) from None
 
 
-def _load(path: Path, threads: int) -> ort.InferenceSession:
+def session_options(threads: int) -> ort.SessionOptions:
+    """How every graph is run; `threads` 0 uses every core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3  # errors: warnings are about the graph, which is ours
     # Idle threads must not spin: decoder and heads have a pool each, and the service an event loop beside them
     # (docs/decisions/0003-threads.md).
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _load(path: Path, threads: int) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(path, options, providers=[PROVIDER])
+        return ort.InferenceSession(path, session_options(threads), providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise ArtifactError(f"{path} does not load: {error}") from error
 

@@ -141,7 +141,7 @@ def test_a_graph_that_does_not_run_fails_the_self_test(
     def fail(*rest: object) -> None:
         raise RuntimeError("Non-zero status code")
 
-    monkeypatch.setattr("runtime.ragged.RaggedSession.run", fail)
+    monkeypatch.setattr("onnxruntime.InferenceSession.run_with_iobinding", fail)
     with pytest.raises(SelfTestError, match="does not run: Non-zero status code"):
         artifact.export(source, tmp_path / "tiny", silent)
 
