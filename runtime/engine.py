@@ -18,6 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from runtime import memory
 from runtime.admission import admit, kv_bytes
 from runtime.batch import Packer
 from runtime.choice import Choice
@@ -91,6 +92,7 @@ class Engine:
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # the package raises bare Exception
             raise ArtifactError(f"{directory / 'tokenizer.json'} does not load: {error}") from error
+        memory.check(manifest, config)
         session = RaggedSession(directory, manifest, config.rows, config.threads)
         if cost is None:
             cost = load_or_measure(Path(path), session, config, progress)
