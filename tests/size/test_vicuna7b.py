@@ -1,0 +1,149 @@
+"""vicuna-7b at its true size, random weights: exported, loaded, served and refused; writes docs/size.md.
+
+Takes 30 GB of disk under .size/, where the checkpoint stays for the next run.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from runtime.bench.machine import Machine
+from runtime.bench.markdown import table
+from runtime.bench.server import StartedServer
+from runtime.manifest import Manifest
+from runtime.params import EngineConfig
+
+pytestmark = pytest.mark.slow
+
+FOLDER = Path(".size")
+CHECKPOINT = FOLDER / "vicuna-7b"
+DOCUMENT = Path("docs/size.md")
+MEMORY = 6e9  # bytes that an export may keep resident
+DISK = 30e9
+PROMPT = "The quick brown fox jumps over the lazy dog, and then it goes on to tell why: " * 4
+TOKENS = 12
+TWO_REQUESTS = 400 << 20  # bytes of keys and values: two of the test's requests fit, a third waits
+PRECISIONS = ("int4", "int8")
+
+
+def run(*arguments: str) -> tuple[float, int]:
+    """Runs a module; seconds and the most bytes that it had resident."""
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", *arguments], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said
+    return time.monotonic() - began, usage.ru_maxrss * 1024
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Path:
+    if not (CHECKPOINT / "config.json").exists():
+        FOLDER.mkdir(exist_ok=True)
+        if (free := shutil.disk_usage(FOLDER).free) < DISK:
+            pytest.skip(f"{free / 1e9:.0f} GB of disk are free, {DISK / 1e9:.0f} are needed")
+        half = FOLDER / "unfinished"
+        run("export.synthetic", "vicuna-7b", "--out", str(half))
+        half.rename(CHECKPOINT)
+    return CHECKPOINT
+
+
+@pytest.fixture(scope="module")
+def document() -> Iterator[dict[str, dict[str, str]]]:
+    """Figures by precision; written once every test has run."""
+    found: dict[str, dict[str, str]] = {}
+    yield found
+    if found.keys() != set(PRECISIONS):
+        return
+    machine = Machine.here()
+    rows = [[name, *(found[precision][name] for precision in PRECISIONS)] for name in found[PRECISIONS[0]]]
+    lines = [
+        "# vicuna-7b's size",
+        "",
+        "Random weights in vicuna-7b's shape (fp16, five Medusa heads), exported and served over HTTP on "
+        f"{machine.cores} cores of {machine.cpu} with {machine.memory / 2**30:.0f} GiB.",
+        "Written by `pytest tests/size`, a part of `make test-full`.",
+        "",
+        *table([["", *PRECISIONS], *rows]),
+    ]
+    DOCUMENT.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_from_checkpoint_to_answers(checkpoint: Path, document: dict[str, dict[str, str]], precision: str) -> None:
+    artifact = FOLDER / f"vicuna-7b-{precision}"
+    seconds, memory = run("export", str(checkpoint), "--precision", precision, "--out", str(artifact))
+    size = sum(int(file["size"]) for file in Manifest.read(artifact).files.values())
+    figures = {
+        "export": f"{seconds / 60:.1f} min",
+        "largest memory of the export": f"{memory / 1e9:.1f} GB",
+        "artifact": f"{size / 1e9:.1f} GB",
+    }
+    assert memory <= MEMORY
+
+    _refused(artifact)
+    config = EngineConfig(rows=4, kv_memory=TWO_REQUESTS)
+    with StartedServer(artifact, config):  # measures the machine
+        pass
+    began = time.monotonic()
+    with StartedServer(artifact, config) as server, httpx.Client(base_url=server.url, timeout=600) as client:
+        first = ask(client, max_tokens=1)
+        figures["start to first answer, files in memory"] = f"{time.monotonic() - began:.0f} s"
+        plain = ask(client)
+        assert first["usage"]["completion_tokens"] == 1 and plain["usage"]["completion_tokens"] == TOKENS
+        for nodes in (2, 16, "auto"):
+            assert ask(client, speculation=nodes)["text"] == plain["text"]
+        for label, nodes in (("off", "off"), ("2 nodes", 2), ("16 nodes", 16)):
+            figures[f"step of one sequence, {label}"] = f"{step(client, nodes) * 1e3:.0f} ms"
+        with ThreadPoolExecutor(6) as pool:  # more than rows, and more than the memory has place for
+            answers = list(pool.map(lambda _: ask(client), range(6)))
+        assert [answer["text"] for answer in answers] == [plain["text"]] * 6
+        figures["server's memory"] = f"{resident(server.pid) / 1e9:.1f} GB"
+    document[precision] = figures
+    shutil.rmtree(artifact.resolve())
+    artifact.unlink()
+
+
+def _refused(artifact: Path) -> None:
+    """More than the machine has is refused at once, with the arithmetic."""
+    options = ["--artifact", str(artifact), "--port", "0", "--rows", "4096", "--kv-memory", "4096G"]
+    done = subprocess.run([sys.executable, "-m", "service", *options], capture_output=True, text=True, timeout=60)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "for weights" in last and "take --kv-memory" in last
+
+
+def ask(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    body = {"prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "speculation": "off"} | fields
+    response = client.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def step(client: httpx.Client, speculation: object) -> float:
+    """Median seconds between a stream's events: one a step."""
+    body = {"prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "speculation": speculation, "stream": True}
+    times = []
+    with client.stream("POST", "/generate", json=body) as response:
+        for line in response.iter_lines():
+            if line and not json.loads(line.removeprefix("data: ")).get("usage"):
+                times.append(time.perf_counter())
+    return statistics.median(after - before for before, after in zip(times, times[1:], strict=False))
+
+
+def resident(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
