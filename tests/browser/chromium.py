@@ -73,7 +73,7 @@ class Chromium:
         return message
 
     def close(self) -> None:
-        os.kill(self._process, signal.SIGTERM)
+        os.kill(self._process, signal.SIGKILL)  # it has nothing to keep
         os.waitpid(self._process, 0)
         os.close(self._commands)
         os.close(self._answers)
@@ -92,12 +92,16 @@ class Page:
     """One tab of a browser that has never been anywhere."""
 
     def __init__(self, chromium: Chromium, context: str) -> None:
-        self._chromium = chromium
+        self._chromium, self._context = chromium, context
         target = chromium.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        self.excused: tuple[str, ...] = ()  # words of the complaints that a test brings about
         self._session = chromium.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
             self.call(f"{domain}.enable")
         self.size(1280, 900)
+
+    def close(self) -> None:
+        self._chromium.call("Target.disposeBrowserContext", browserContextId=self._context)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._chromium.call(method, self._session, **params)
@@ -143,11 +147,12 @@ class Page:
         return found
 
     def press(self, *keys: str) -> None:
-        """Keys of KEYS, or one character each."""
-        for key in keys:
+        """Keys of KEYS, or one character each, "Shift+" before them or not."""
+        for pressed in keys:
+            key = pressed.removeprefix("Shift+")
             code = KEYS.get(key) or ord(key.upper())
             text = {"text": "\r" if key == "Enter" else key} if key in ("Enter", " ") or len(key) == 1 else {}
-            event = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+            event = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 * (key != pressed)}
             self.call("Input.dispatchKeyEvent", type="keyDown", **event, **text)
             self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
@@ -181,6 +186,17 @@ class Page:
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
         taking = [n for n in nodes if not n["ignored"] and _is(n, "focusable") and n["role"]["value"] != "RootWebArea"]
         return [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in taking]
+
+    def complaints(self) -> list[str]:
+        """What the console has: errors, warnings, what the policy forbids, answers that are none."""
+        logged = [event["entry"]["text"] for event in self.events("Log.entryAdded")]
+        said = [str(event["args"]) for event in self.events("Runtime.consoleAPICalled")]
+        thrown = [str(event["exceptionDetails"]) for event in self.events("Runtime.exceptionThrown")]
+        return [text for text in logged + said + thrown if not any(word in text for word in self.excused)]
+
+    def requests(self) -> list[dict[str, Any]]:
+        """All that the page has asked for, its own address among it."""
+        return [event["request"] | {"id": event["requestId"]} for event in self.events("Network.requestWillBeSent")]
 
     def shot(self, file: Path, **clip: float) -> None:
         options = {"clip": {"scale": 1, **clip}} if clip else {}
