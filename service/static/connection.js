@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { settings } from "./settings.js";
 
 const AGAIN = 1000; // ms
-const LOOK = 5000; // ms, only while the page is seen
+const LOOK = 3000; // ms, only while the page is seen
 
 const line = document.getElementById("connection");
 const state = document.getElementById("state");

@@ -183,4 +183,4 @@ conversation.addEventListener("wanted", () => {
 settings.start(connection.forget);
 charts.show([], [], -1);
 connection.probe();
-if (matchMedia("(pointer: fine)").matches) question.focus(); // else a keyboard would cover half of the page
+if (!matchMedia("(pointer: coarse)").matches) question.focus(); // there, a keyboard would cover half of the page

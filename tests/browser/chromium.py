@@ -18,7 +18,17 @@ from typing import Any
 
 SECONDS = 30.0  # how long a test waits for what should come at once
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "End": 35, "Home": 36, " ": 32}
+KEYS = {
+    "Enter": 13,
+    "Tab": 9,
+    "Backspace": 8,
+    "Escape": 27,
+    "ArrowLeft": 37,
+    "ArrowRight": 39,
+    "End": 35,
+    "Home": 36,
+    " ": 32,
+}
 SWITCHES = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--mute-audio", "--hide-scrollbars",
@@ -98,6 +108,7 @@ class Page:
         self._session = chromium.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # other tabs do not take the focus
         self.size(1280, 900)
 
     def close(self) -> None:

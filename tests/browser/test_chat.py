@@ -58,7 +58,8 @@ def test_pointing_at_a_token_shows_the_tree_of_its_step(page: Page, demo: Servin
     visit(page, demo)
     ask(page)
     told = steps(page)
-    for number in sorted({1, 2, len(told) - 1}):
+    spoken = [i for i, step in enumerate(told) if any(token["text"].strip() for token in step["tokens"])]
+    for number in (1, 2, spoken[-1]):
         page.hover(f"{TEXT} .token[data-step='{number}']")
         page.until(f"document.getElementById('step-title').textContent === 'Step {number + 1} of {len(told)}'")
         assert_tree(page, told[number])
