@@ -8,11 +8,16 @@ from tests.service.serving import Serving
 
 READY = "document.getElementById('connection').dataset.state === 'ready'"
 DONE = "document.getElementById('send').textContent === 'Send'"
+DRAFTING = {"speculation": "number", "nodes": 12}  # whatever this machine's steps cost
 QUESTION = "What does os.path.join do?"
 TEXT = "article:last-child .answer .text"
 
 
-def visit(page: Page, server: Serving, ready: bool = True) -> None:
+def visit(page: Page, server: Serving, ready: bool = True, **kept: Any) -> None:
+    """`kept` are settings that the browser has from before."""
+    if kept:
+        keep = f"localStorage.setItem('gorgon.settings', {json.dumps(json.dumps(kept))})"
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=keep)
     page.open(f"http://127.0.0.1:{server.address[1]}/")
     if ready:
         page.until(READY)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tests.browser.asking import DONE, QUESTION, TEXT, answer, ask, chats, said_by_the_api, steps, visit
+from tests.browser.asking import DONE, DRAFTING, QUESTION, TEXT, answer, ask, chats, said_by_the_api, steps, visit
 from tests.browser.chromium import Page
-from tests.service.serving import HeldSession, Serving, engine_on, eventually, serving
+from tests.service.serving import HeldSession, Serving, await_cancelled, engine_on, eventually, serving
 
 
 def test_a_chat_says_what_the_api_says(page: Page, demo: Serving) -> None:
@@ -38,7 +38,7 @@ def test_a_suggestion_is_asked(page: Page, demo: Serving) -> None:
 
 
 def test_tokens_are_coloured_by_their_depth(page: Page, demo: Serving) -> None:
-    visit(page, demo)
+    visit(page, demo, **DRAFTING)
     ask(page)
     depths = []
     for step in steps(page):
@@ -53,9 +53,7 @@ def test_tokens_are_coloured_by_their_depth(page: Page, demo: Serving) -> None:
 
 
 def test_pointing_at_a_token_shows_the_tree_of_its_step(page: Page, demo: Serving) -> None:
-    visit(page, demo)
-    page.run("localStorage.setItem('gorgon.settings', JSON.stringify({speculation: 'number', nodes: 12}))")
-    visit(page, demo)
+    visit(page, demo, **DRAFTING)
     ask(page)
     told = steps(page)
     spoken = [i for i, step in enumerate(told) if any(token["text"].strip() for token in step["tokens"])]
@@ -107,9 +105,7 @@ def test_the_charts_tell_their_figures(page: Page, demo: Serving) -> None:
 
 def test_the_same_question_with_speculation_off_beside_it(page: Page, demo: Serving) -> None:
     """At once for the answer that is there, and for each later one; sampled text is drawn with the same seed."""
-    visit(page, demo)
-    page.run("localStorage.setItem('gorgon.settings', JSON.stringify({temperature: 1.5, maxTokens: 40}))")
-    visit(page, demo)
+    visit(page, demo, temperature=1.5, maxTokens=40)
     ask(page)
     page.click("#replay")
     page.until("document.querySelectorAll('.verdict[data-equal]').length === 1")
@@ -133,9 +129,7 @@ def test_the_same_question_with_speculation_off_beside_it(page: Page, demo: Serv
 
 def test_texts_that_differ_are_said_to(page: Page, demo: Serving) -> None:
     """The replay is given another seed on its way: nobody may be told that texts are equal that are not."""
-    visit(page, demo)
-    page.run("localStorage.setItem('gorgon.settings', JSON.stringify({temperature: 3, maxTokens: 30}))")
-    visit(page, demo)
+    visit(page, demo, temperature=3, maxTokens=30)
     page.run(
         "{ const asked = fetch; window.fetch = (path, options) => asked(path, options?.body?.includes('\"off\"')"
         " ? {...options, body: JSON.stringify({...JSON.parse(options.body), seed: 1})} : options); }"
@@ -163,6 +157,7 @@ def test_a_stop_in_mid_stream_frees_the_row(page: Page, how: str) -> None:
         else:
             page.press("Escape")
         page.until(DONE)
+        await_cancelled(server, 1)
         session.let(5)  # the step that ran
         eventually(lambda: server.thread.live == 0 and server.health()[1]["rows_in_use"] == 0)
         assert session.runs == 5

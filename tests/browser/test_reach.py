@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.browser.asking import DONE, QUESTION, TEXT, answer, ask, chats, said_by_the_api, visit
+from tests.browser.asking import DONE, DRAFTING, QUESTION, TEXT, answer, ask, chats, said_by_the_api, visit
 from tests.browser.chromium import Page
 from tests.service.serving import HeldSession, Serving, engine_on, serving
 
@@ -39,7 +39,7 @@ FAINT = """(() => {
 
 def with_everything(page: Page, server: Serving) -> None:
     """An answer, its replay, a step that is looked at."""
-    visit(page, server)
+    visit(page, server, **DRAFTING)
     ask(page)
     page.click("#replay")
     page.until(f"{COMPARED} && {DONE}")
@@ -56,7 +56,7 @@ def tab_to(page: Page, name: str, key: str = "Tab") -> None:
 
 
 def test_by_keys_alone(page: Page, demo: Serving) -> None:
-    visit(page, demo)
+    visit(page, demo, **DRAFTING)
     assert page.focused() == "Question"
     page.write(QUESTION)
     page.press("Shift+Enter")
@@ -140,7 +140,7 @@ def test_on_a_phone(page: Page, demo: Serving) -> None:
     """Nothing is wider than 360 px or too small to touch, and a tap on a token brings its tree up."""
     page.size(360, 740, phone=True)
     narrow = "document.documentElement.scrollWidth <= 360 && innerWidth === 360"
-    visit(page, demo)
+    visit(page, demo, **DRAFTING)
     assert page.run(narrow)
     page.call("Emulation.setTouchEmulationEnabled", enabled=True)
     ask(page, "x" * 200)

@@ -158,3 +158,8 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
         time.sleep(0.002)
+
+
+def await_cancelled(server: Serving, requests: int) -> None:
+    """Until the event loop knows that so many have gone; the engine, amid its step, does not yet."""
+    eventually(lambda: sum(answer.cancelled for answer in list(server.thread._live)) == requests)
