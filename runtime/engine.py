@@ -289,7 +289,7 @@ class Engine:
                 lambda node, t: self._choose(s, result, at + node, t, children(tree, node) if drafted else ()),
             )
         before = len(s.tokens)
-        output = self._emit(s, emitted)
+        output = self._emit(s, emitted, tree, path)
         kept = len(s.tokens) - before
         accepted = min(len(path) - 1, kept)
         s.steps += 1
@@ -313,9 +313,10 @@ class Engine:
             return best
         return draw(result.logits[node], s.params, s.seed, 0, len(s.tokens) + t)
 
-    def _emit(self, s: Sequence, tokens: list[int]) -> Output:
+    def _emit(self, s: Sequence, tokens: list[int], tree: Tree | None = None, path: Items[int] = ()) -> Output:
         """Appends tokens up to the first that ends the sequence."""
-        before, pieces, reason = len(s.tokens), [], None
+        before, reason = len(s.tokens), None
+        pieces: list[str] = []
         for token in tokens:
             s.tokens.append(token)
             if s.habit.lookup is not None:
@@ -323,6 +324,7 @@ class Engine:
             if (token in self.manifest.eos and not s.params.ignore_eos) or (
                 token in s.params.stop_token_ids and len(s.tokens) > s.params.min_tokens  # a grammar may force it early
             ):
+                pieces.append("")
                 reason = "stop"
                 break
             piece, stopped = s.stream.push(token)
@@ -340,8 +342,10 @@ class Engine:
         s.text += text
         self._stats.tokens += len(s.tokens) - before
         if reason is not None:
-            text += self._finish(s, "stop" if reason == "stop" else "length").text
-        return _output(s, before, text)
+            held = self._finish(s, "stop" if reason == "stop" else "length").text
+            pieces[-1] += held
+            text += held
+        return _output(s, before, text, pieces, tree, path)
 
     def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
         """Ends a sequence; the text held back for a stop string comes out. Its row may be kept for its prefix."""
@@ -354,10 +358,12 @@ class Engine:
         return Output(s, (), text, reason)
 
 
-def _output(s: Sequence, before: int, text: str) -> Output:
+def _output(
+    s: Sequence, before: int, text: str, pieces: Items[str] = (), tree: Tree | None = None, path: Items[int] = ()
+) -> Output:
     """What a sequence has been given since it had `before` tokens."""
     logprobs = () if s.choice is None else tuple(s.choice.logprobs[before : len(s.tokens)])
-    return Output(s, tuple(s.tokens[before:]), text, s.finish_reason, logprobs)
+    return Output(s, tuple(s.tokens[before:]), text, s.finish_reason, logprobs, pieces, tree, path)
 
 
 def _check_finite(result: Result, node: int, token: int) -> None:

@@ -1,5 +1,6 @@
 """One request's tokens and where it stands."""
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,6 +9,7 @@ from runtime.habit import Habit
 from runtime.params import SamplingParams
 from runtime.sampling import Logprobs
 from runtime.text import TextStream
+from runtime.tree import Tree
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -64,3 +66,6 @@ class Output:
     text: str
     finish_reason: FinishReason | None
     logprobs: tuple[Logprobs, ...] = ()  # of `tokens`, if the request asks for them
+    pieces: Items[str] = ()  # [tokens] what each added to the text
+    tree: Tree | None = None  # that was verified; None: the tokens are a prompt's first, or there are none
+    path: Items[int] = ()  # nodes of the tree that the model agreed with, the root first

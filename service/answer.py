@@ -7,6 +7,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from service.trace import Trace
+
 if TYPE_CHECKING:
     from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
@@ -14,14 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step said; `logprobs` of its tokens, if the request asks for them."""
+    """What one step said; `logprobs` of its tokens and its `trace`, if the request asks for them."""
 
     text: str
     logprobs: "tuple[Logprobs, ...]" = ()
+    trace: Trace | None = None
 
     @classmethod
     def of(cls, pieces: "Items[Piece]") -> "Piece":
-        """All of them as one."""
+        """All of them as one, without what is true of a step only."""
         return cls("".join(piece.text for piece in pieces), tuple(entry for p in pieces for entry in p.logprobs))
 
 
@@ -32,9 +35,15 @@ class Answer:
     the loop hears of the admission, and no longer changes it once the answer has ended.
     """
 
-    def __init__(self, abort: Callable[["Answer"], None], news: asyncio.Event | None = None) -> None:
-        """`news` is set when there are pieces, or the end: one that several answers share, or its own."""
+    def __init__(
+        self, abort: Callable[["Answer"], None], news: asyncio.Event | None = None, traced: bool = False
+    ) -> None:
+        """`news` is set when there are pieces, or the end: one that several answers share, or its own.
+
+        `traced`: its pieces have a trace, also those of steps that said nothing.
+        """
         self.sequence: Sequence | None = None
+        self.traced = traced
         self._abort = abort
         self._admitted = asyncio.Event()
         self._pieces: list[Piece] = []  # that nobody has taken yet. A piece a step: at most max_tokens

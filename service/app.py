@@ -5,13 +5,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -19,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from runtime.errors import GorgonError, NotReadyError, QueueFullError
-from service import openai_routes
+from service import openai_routes, page
 from service.answer import Answer, Piece
 from service.body_limit import BodyLimit
 from service.client import unless_gone
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
 
-PAGE = Path(__file__).with_name("page.html")
 RETRY_AFTER = "1"  # seconds, while it loads or drains
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 
@@ -68,6 +66,8 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
         app.add_middleware(CORSMiddleware, allow_origins=web.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.include_router(router)
     app.include_router(openai_routes.router)
+    app.include_router(page.router)
+    app.mount(page.STATIC, page.files)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(GorgonError, _gorgon_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
@@ -137,11 +137,6 @@ async def metrics(http: Request) -> Response:
     """All figures for Prometheus, in the text format that it asks for."""
     encode, media_type = choose_encoder(http.headers.get("accept", ""))
     return Response(encode(http.app.state.metrics.registry), media_type=media_type)
-
-
-@router.get("/", include_in_schema=False)
-async def page() -> HTMLResponse:
-    return HTMLResponse(PAGE.read_text("utf-8"))
 
 
 class EventStream(StreamingResponse):

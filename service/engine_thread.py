@@ -25,6 +25,7 @@ from runtime.prompts import Prompts
 from service.answer import Answer, Piece
 from service.errors import DeadlineError
 from service.latencies import Latencies
+from service.trace import Trace
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -131,10 +132,12 @@ class EngineThread:
             assert self._grammars is not None
             await asyncio.to_thread(self._grammars.compile, params.structured_outputs)
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, news: asyncio.Event | None = None) -> Answer:
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, news: asyncio.Event | None = None, traced: bool = False
+    ) -> Answer:
         """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
         self.check_room()
-        answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)), news)
+        answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)), news, traced)
         self._inbox.put(partial(self._add, answer, prompt, params))
         if not self._live:
             self._ends.clear()
@@ -238,8 +241,9 @@ class EngineThread:
     def _publish(self, output: "Output") -> None:
         sequence = output.sequence
         answer = self._answers[sequence.id]
-        if output.text or output.logprobs:
-            self._tell(answer.push, Piece(output.text, output.logprobs))
+        trace = Trace.of(output, answer.began) if answer.traced and output.tokens else None
+        if output.text or output.logprobs or trace:
+            self._tell(answer.push, Piece(output.text, output.logprobs, trace))
         if output.finish_reason is not None:
             del self._answers[sequence.id]
             error = StepError(sequence.error or "the step failed") if output.finish_reason == "error" else None

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from runtime.errors import ConfigurationError
 from service.engine_thread import EngineThread
 from service.openai_answer import error_body
+from service.page import STATIC
 
 OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/metrics"})  # who probes and scrapes has no key
 
@@ -66,7 +67,7 @@ class KeyCheck:
         self._running: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or scope["path"] in OPEN or scope["path"].startswith(f"{STATIC}/"):
             await self._app(scope, receive, send)
             return
         name = self._keys.name(Headers(scope=scope).get("authorization", ""))

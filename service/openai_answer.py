@@ -133,7 +133,8 @@ class ChatShape:
         return [self._choice(choice, "delta", {"role": "assistant", "content": ""}, None, None)]
 
     def piece(self, choice: Choice, piece: Piece) -> dict[str, Any]:
-        return self._choice(choice, "delta", {"content": piece.text}, piece.logprobs, None)
+        part = self._choice(choice, "delta", {"content": piece.text}, piece.logprobs, None)
+        return part if piece.trace is None else part | {"trace": piece.trace.dump(self._prompts)}
 
     def end(self, choice: Choice) -> dict[str, Any]:
         return self._choice(choice, "delta", {}, None, choice.finish_reason)

@@ -187,7 +187,7 @@ async def _submit(
     await engine.prepare(params[0])
     engine.check_room(count)
     news = asyncio.Event()
-    answers = [(first, engine.submit(prompt, each, news)) for first, prompt in asked for each in params]
+    answers = [(first, engine.submit(prompt, each, news, body.traced)) for first, prompt in asked for each in params]
     return [Choice(i, first, answer) for i, (first, answer) in enumerate(answers)], news
 
 

@@ -67,6 +67,11 @@ class Request(Body):
         return self.n or 1
 
     @property
+    def traced(self) -> bool:
+        """Whether each step's draft tree is wanted beside its text."""
+        return False
+
+    @property
     def usage_at_the_end(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
@@ -154,6 +159,9 @@ class ChatRequest(Request):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
+    trace: bool | None = Field(
+        None, description="With stream: what each step drafted and accepted, beside its text. Gorgon's own."
+    )
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -163,7 +171,13 @@ class ChatRequest(Request):
             raise PydanticCustomError("max_tokens", "max_tokens and max_completion_tokens differ: give one")
         if self.structured_outputs is not None and self.response_format is not None:
             raise PydanticCustomError("response_format", "give response_format or structured_outputs, not both")
+        if self.trace and not self.stream:
+            raise PydanticCustomError("trace", "trace goes with stream: true: it tells of each step as it comes")
         return self
+
+    @property
+    def traced(self) -> bool:
+        return bool(self.trace)
 
     @property
     def limit(self) -> int | None:

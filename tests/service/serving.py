@@ -29,8 +29,12 @@ TEMPLATE = "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ m
 class HeldSession(FakeSession):
     """Takes `allowed` steps in all, then waits for more; says when it has begun one."""
 
-    def __init__(self, manifest: Manifest | None = None, rows: int = 8, allowed: float = float("inf")) -> None:
-        super().__init__(manifest or fake_manifest(chat_template=TEMPLATE, special={"bos_token": "<s>"}), rows)
+    def __init__(
+        self, manifest: Manifest | None = None, rows: int = 8, allowed: float = float("inf"), eos_rate: float = 0.03
+    ) -> None:
+        super().__init__(
+            manifest or fake_manifest(chat_template=TEMPLATE, special={"bos_token": "<s>"}), rows, eos_rate
+        )
         self._allowed = allowed
         self._begun = 0
         self._changed = threading.Condition()
@@ -89,10 +93,10 @@ def engine_on(session: FakeSession, tokenizer: Tokenizer | None = None, **config
 class Serving:
     """What a test sees of the server: the socket, and behind it the thread and its engine."""
 
-    def __init__(self, load: Callable[[], Engine], web: WebConfig) -> None:
+    def __init__(self, load: Callable[[], Engine], web: WebConfig, port: int = 0) -> None:
         self.thread = EngineThread(load, web.request_timeout)
         self.server = Server(self.thread, web)
-        listener = listen("127.0.0.1", 0)
+        listener = listen("127.0.0.1", port)
         self.address: tuple[str, int] = listener.getsockname()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.address[1]}", timeout=SECONDS, trust_env=False)
         self._pool = ThreadPoolExecutor()
@@ -135,8 +139,8 @@ class Serving:
 
 
 @contextmanager
-def serving(load: Callable[[], Engine], ready: bool = True, **web: Any) -> Iterator[Serving]:
-    server = Serving(load, WebConfig(**web))
+def serving(load: Callable[[], Engine], ready: bool = True, port: int = 0, **web: Any) -> Iterator[Serving]:
+    server = Serving(load, WebConfig(**web), port)
     try:
         if ready:
             server.await_ready()
@@ -154,3 +158,8 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
         time.sleep(0.002)
+
+
+def await_cancelled(server: Serving, requests: int) -> None:
+    """Until the event loop knows that so many have gone; the engine, amid its step, does not yet."""
+    eventually(lambda: sum(answer.cancelled for answer in list(server.thread._live)) == requests)

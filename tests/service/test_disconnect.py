@@ -11,7 +11,7 @@ import pytest
 
 from runtime.params import SamplingParams
 from tests.fake import fake_tokenizer
-from tests.service.serving import SECONDS, HeldSession, Serving, engine_on, eventually, serving
+from tests.service.serving import SECONDS, HeldSession, Serving, await_cancelled, engine_on, eventually, serving
 
 LONG = {"prompt": "abc", "raw": True, "max_tokens": 100, "ignore_eos": True, "speculation": "off"}
 
@@ -124,11 +124,6 @@ def send(server: Serving, body: dict[str, Any]) -> socket.socket:
     head = ("POST /generate HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(content)}")
     connection.sendall("\r\n".join((*head, "", "")).encode() + content)
     return connection
-
-
-def await_cancelled(server: Serving, requests: int) -> None:
-    """Until the event loop knows that so many have gone; the engine, amid its step, does not yet."""
-    eventually(lambda: sum(answer.cancelled for answer in list(server.thread._live)) == requests)
 
 
 def await_free(server: Serving) -> None:

@@ -171,5 +171,5 @@ def test_health_tells_the_model_and_how_busy_it_is() -> None:
 def test_the_page_leads_to_the_documents(server: Serving) -> None:
     page = server.client.get("/")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    assert 'href="/docs"' in page.text and 'href="/health"' in page.text
+    assert 'href="/docs"' in page.text
     assert server.client.get("/docs").status_code == 200

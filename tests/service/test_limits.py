@@ -127,7 +127,7 @@ def test_only_who_has_a_key_is_answered(keys: Path) -> None:
                 assert response.json()["error"]["code"] == "invalid_api_key"
         for path in ("/openapi.json", "/v1/models", "/nowhere"):
             assert server.client.get(path).status_code == 401
-        for path in ("/", "/health", "/health/live", "/health/ready", "/metrics"):
+        for path in ("/", "/static/page.js", "/health", "/health/live", "/health/ready", "/metrics"):
             assert server.client.get(path).status_code == 200
         asks = {"Origin": "https://a.b", "Access-Control-Request-Method": "POST"}
         assert server.client.options("/generate", headers=asks).status_code == 200
