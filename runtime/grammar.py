@@ -94,6 +94,14 @@ class Matcher:
                 raise StepError("the grammar of structured_outputs asks for an end token within the text")
         return mask
 
+    def valid(self, tokens: list[int]) -> int:
+        """How many of `tokens`, one after the other, the text could go on with; none where it cannot go on at all."""
+        return int(self._matcher.validate_tokens(tokens))
+
+    def forced(self) -> list[int]:
+        """The tokens of what the text has to go on with, mostly none; the model may spell it in others."""
+        return list(self._matcher.compute_ff_tokens())
+
     def push(self, token: int) -> None:
         """Goes on with an allowed token. Raises StepError."""
         self._matcher.consume_token(token)

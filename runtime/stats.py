@@ -15,7 +15,7 @@ class Decisions:
     compared: int = 0  # rows of which a look was taken at what became of their trees
     expected: float = 0.0  # tokens these were to emit
     realised: int = 0  # and would have emitted, were no answer cut off
-    lookup_drafted: int = 0  # nodes by prompt lookup
+    lookup_drafted: int = 0  # nodes by prompt lookup, or that a grammar forced
     lookup_accepted: int = 0
     heads_runs: int = 0
     heads_rows: int = 0  # rows they ran for

@@ -43,7 +43,8 @@ COUNTERS: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
     ("gorgon:decode_tokens", lambda s: s["decoded_tokens"], "Tokens that decode steps emitted."),
     ("gorgon:draft_rows", lambda s: s["drafting"]["rows"], "Rows of steps that could have drafted."),
     ("gorgon:draft_nodes", lambda s: s["drafting"]["nodes"], "Nodes that were drafted for them, roots left out."),
-    ("gorgon:lookup_draft_nodes", lambda s: s["drafting"]["lookup_drafted"], "Nodes drafted by prompt lookup."),
+    ("gorgon:lookup_draft_nodes", lambda s: s["drafting"]["lookup_drafted"],
+     "Nodes drafted by prompt lookup, or that a grammar forced."),
     ("gorgon:lookup_accepted_nodes", lambda s: s["drafting"]["lookup_accepted"], "Such nodes accepted."),
 )  # fmt: skip
 
