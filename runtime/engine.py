@@ -124,6 +124,7 @@ class Engine:
                 bare=params.structured_outputs is None,
             ),
             choice=self._choice(prompt, params, seed) if Choice.needed(params) else None,
+            arrived=self._clock(),
         )  # fmt: skip
         self._next_id += 1
         if sequence.limit == 0:
@@ -150,8 +151,12 @@ class Engine:
         chunk = self._speculator.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
         plan = self._scheduler.plan(chunk)
         if plan.sequences:
+            for s in plan.sequences:
+                if s.started is None:
+                    s.started = begin
+            before = self._stats.prefilled + self._stats.tokens
             outputs += self._step(plan)
-            self._stats.steps += 1
+            self._stats.count_step(self._stats.prefilled + self._stats.tokens - before)
             host = self._clock() - begin - self._in_session
             self._stats.session_seconds += self._in_session
             self._stats.host_seconds += host
@@ -267,7 +272,10 @@ class Engine:
             self._stats.reused += s.cached
         self.session.commit(s.row, s.length, list(range(n)), at if done else None)
         s.length += n
-        return self._emit(s, [choose(s, result, at, 0)]) if done else None
+        if not done:
+            return None
+        s.first = self._clock()
+        return self._emit(s, [choose(s, result, at, 0)])
 
     def _decoded(self, s: Sequence, tree: Tree, result: Result, at: int) -> tuple[Output, list[int]]:
         """Verifies a tree, emits what the model agrees with, and commits it unless the sequence ends.
@@ -302,7 +310,7 @@ class Engine:
 
     def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
         """Ends a sequence; the text held back for a stop string comes out. Its row may be kept for its prefix."""
-        s.finish_reason, s.error = reason, error
+        s.finish_reason, s.error, s.ended = reason, error, self._clock()
         self._stats.finished[reason] += 1
         text = s.stream.flush()
         s.text += text
