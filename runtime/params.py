@@ -135,8 +135,8 @@ class SamplingParams:
             ("min_tokens", whole(self.min_tokens) and 0 <= self.min_tokens, "a whole number, 0 for none"),
             *((name, number(getattr(self, name)) and -2 <= getattr(self, name) <= 2, "a number from -2 to 2")
               for name in ("presence_penalty", "frequency_penalty")),
-            ("repetition_penalty", number(self.repetition_penalty) and 0 < self.repetition_penalty <= 10,
-             "a number above 0 and at most 10"),
+            ("repetition_penalty", number(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 10,
+             "a number from 0.01 to 10"),
             ("logit_bias", all(whole(t) and t >= 0 and number(b) and -MAX_BIAS <= b <= MAX_BIAS
                                for t, b in self.logit_bias.items()),
              f"token ids, from 0, each with a number from -{MAX_BIAS} to {MAX_BIAS}"),

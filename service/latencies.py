@@ -74,4 +74,4 @@ class Latencies:
         self.prompt.observe(len(sequence.prompt))
         self.computed.observe(len(sequence.prompt) - sequence.cached)
         self.answer.observe(len(sequence.tokens))
-        self.asked.observe(sequence.params.max_tokens)
+        self.asked.observe(min(sequence.params.max_tokens, 1 << 30))  # any whole number may be asked for

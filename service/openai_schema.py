@@ -158,7 +158,7 @@ class ChatRequest(Request):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs goes with logprobs: true")
         if self.max_tokens != self.max_completion_tokens and None not in (self.max_tokens, self.max_completion_tokens):
             raise PydanticCustomError("max_tokens", "max_tokens and max_completion_tokens differ: give one")
