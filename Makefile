@@ -86,5 +86,5 @@ demo-model: .venv/.export ## train the demo model again, from data to heads (abo
 	@touch $@
 
 .venv/.test: $(PACKAGES) | .venv/.made
-	$(INSTALL) ".[serve,export,gguf,bench,test]"
+	$(INSTALL) ".[serve,export,gguf,bench,otel,test]"
 	@touch $@ .venv/.serve .venv/.export .venv/.sentencepiece .venv/.gguf .venv/.bench

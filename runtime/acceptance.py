@@ -3,7 +3,7 @@
 Heads are over- or underconfident, by an amount that depends on how sure they are. A *cell* holds one head's drafts of
 about one probability and learns the ratio between how often they came true and how often they should have. Drafts by
 prompt lookup have no probability of their own: their cells are the length of the match and the depth, and begin with a
-guess.
+guess. So do those that a grammar forces, whose match is FORCED.
 A draft counts only when its parent was accepted; old counts fade.
 
 Dimension words: [rows] sequences, [heads] Medusa heads, [top_k] ranks of a head, [cells], [tried] nodes with an
@@ -16,9 +16,10 @@ EDGES = np.log([0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0
 EDGES = EDGES.astype(np.float32)  # of a head's cells, in log-probability
 FLOOR = -20.0  # a log-probability below it is as good as none
 CERTAIN = float(np.log(0.999))  # nothing is surer than this
-LOOKUP_MATCH = (3, 4, 6, 8)  # tokens that match, from which on the next cell holds: 2, 3, 4-5, 6-7, 8 and more
+FORCED = 1 << 30  # instead of tokens that match: a grammar leaves nothing else
+LOOKUP_MATCH = (3, 4, 6, 8, FORCED)  # tokens that match, from which on the next cell holds: 2, 3, 4-5, 6-7, 8 and more
 LOOKUP_DEPTH = 4  # the first, second, third and all later tokens of a continuation
-LOOKUP_GUESS = np.array([0.3, 0.5, 0.6, 0.7, 0.8])  # of the first token, by match
+LOOKUP_GUESS = np.array([0.3, 0.5, 0.6, 0.7, 0.8, 0.9])  # of the first token, by match
 EVERY = 4  # steps whose drafts are counted together
 PRIOR = 3.0  # successes that the first guess is worth
 MEMORY = 300.0  # expected successes of a cell, after which its counts are halved

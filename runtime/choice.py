@@ -28,7 +28,7 @@ class Choice:
         self.complete: int | None = None  # after so many tokens, end token included, the structured output was complete
         self._params = params
         self._seed = seed
-        self._matcher = matcher
+        self.matcher = matcher
         self._eos = frozenset(eos)
         self._chosen = 0
         self._ends = np.array([*params.stop_token_ids, *(() if params.ignore_eos else eos)], np.int64)
@@ -76,7 +76,7 @@ class Choice:
         if self._counts is not None:
             adjusted -= np.float32(params.frequency_penalty) * self._counts
             adjusted -= np.float32(params.presence_penalty) * (self._counts > 0)
-        allowed = None if self._matcher is None else self._matcher.allowed()
+        allowed = None if self.matcher is None else self.matcher.allowed()
         if self._chosen < params.min_tokens:
             early = np.ones(len(adjusted), bool) if allowed is None else allowed.copy()
             early[self._ends] = False
@@ -92,8 +92,8 @@ class Choice:
             self._counts[token] += 1
         if self._seen is not None:
             self._seen[token] = True
-        if self._matcher is not None:
+        if self.matcher is not None:
             if token not in self._eos:
-                self._matcher.push(token)
-            if token in self._eos or self._matcher.complete:
+                self.matcher.push(token)
+            if token in self._eos or self.matcher.complete:
                 self.complete = self._chosen

@@ -6,7 +6,6 @@ It owns the sequences and a session, and knows nothing of HTTP, threads or graph
 """
 
 import logging
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +22,8 @@ from runtime.admission import admit, kv_bytes
 from runtime.batch import Packer
 from runtime.choice import Choice
 from runtime.cost import CostModel
-from runtime.errors import ArtifactError, ConfigurationError, QueueFullError, StepError
+from runtime.emission import choose, emit, output_of, walk
+from runtime.errors import ArtifactError, ConfigurationError, QueueFullError
 from runtime.grammar import Grammars
 from runtime.habit import Habit
 from runtime.lookup import Lookup
@@ -31,7 +31,6 @@ from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
 from runtime.ragged import RaggedSession
-from runtime.sampling import draw
 from runtime.scheduler import Copy, Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Draft, Result, Session
@@ -39,7 +38,7 @@ from runtime.speculation import Speculator
 from runtime.stats import Stats
 from runtime.text import Pieces, TextStream
 from runtime.tree import Tree, accuracy_of
-from runtime.verify import children, first_gap, verify
+from runtime.verify import first_gap
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +126,7 @@ class Engine:
                 bare=params.structured_outputs is None,
             ),
             choice=self._choice(prompt, params, seed) if Choice.needed(params) else None,
+            arrived=self._clock(),
         )  # fmt: skip
         self._next_id += 1
         if sequence.limit == 0:
@@ -153,8 +153,12 @@ class Engine:
         chunk = self._speculator.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
         plan = self._scheduler.plan(chunk)
         if plan.sequences:
+            for s in plan.sequences:
+                if s.started is None:
+                    s.started = begin
+            before = self._stats.prefilled + self._stats.tokens
             outputs += self._step(plan)
-            self._stats.steps += 1
+            self._stats.count_step(self._stats.prefilled + self._stats.tokens - before)
             host = self._clock() - begin - self._in_session
             self._stats.session_seconds += self._in_session
             self._stats.host_seconds += host
@@ -247,7 +251,7 @@ class Engine:
                 log.exception("sequence %d failed", s.id)
                 if s.finish_reason is None:
                     self._finish(s, "error", f"{type(error).__name__}: {error}")
-                output = _output(s, emitted, s.text[shown:])
+                output = output_of(s, emitted, s.text[shown:])
             if output is not None:
                 outputs.append(output)
         self._speculator.verified(paths, plan)
@@ -270,7 +274,10 @@ class Engine:
             self._stats.reused += s.cached
         self.session.commit(s.row, s.length, list(range(n)), at if done else None)
         s.length += n
-        return self._emit(s, [self._choose(s, result, at, 0, ())]) if done else None
+        if not done:
+            return None
+        s.first = self._clock()
+        return self._emit(s, [choose(s, result, at, 0)])
 
     def _decoded(self, s: Sequence, tree: Tree, result: Result, at: int) -> tuple[Output, list[int]]:
         """Verifies a tree, emits what the model agrees with, and commits it unless the sequence ends.
@@ -278,16 +285,7 @@ class Engine:
         Returns the path of nodes that were accepted as well.
         """
         assert s.row is not None
-        if s.params.temperature == 0 and s.choice is None:
-            best = result.argmax[at : at + len(tree.tokens)].tolist()
-            path, emitted = verify(tree, lambda node, t: best[node])
-            _check_finite(result, at + path[-1], emitted[-1])  # the last node has seen all others of its path
-        else:
-            drafted = s.params.typical_acceptance
-            path, emitted = verify(
-                tree,
-                lambda node, t: self._choose(s, result, at + node, t, children(tree, node) if drafted else ()),
-            )
+        path, emitted = walk(s, tree, result, at)
         before = len(s.tokens)
         output = self._emit(s, emitted, tree, path)
         kept = len(s.tokens) - before
@@ -303,70 +301,21 @@ class Engine:
             s.length += len(path)
         return output, path
 
-    def _choose(self, s: Sequence, result: Result, node: int, t: int, drafted: Items[int]) -> int:
-        """The model's own token after a node, the t-th of this step; `drafted` are what its children continue with."""
-        if s.choice is not None:
-            return s.choice.choose(result.logits[node], drafted)
-        if s.params.temperature == 0:
-            best = int(result.argmax[node])
-            _check_finite(result, node, best)
-            return best
-        return draw(result.logits[node], s.params, s.seed, 0, len(s.tokens) + t)
-
     def _emit(self, s: Sequence, tokens: list[int], tree: Tree | None = None, path: Items[int] = ()) -> Output:
-        """Appends tokens up to the first that ends the sequence."""
-        before, reason = len(s.tokens), None
-        pieces: list[str] = []
-        for token in tokens:
-            s.tokens.append(token)
-            if s.habit.lookup is not None:
-                s.habit.lookup.push(token)
-            if (token in self.manifest.eos and not s.params.ignore_eos) or (
-                token in s.params.stop_token_ids and len(s.tokens) > s.params.min_tokens  # a grammar may force it early
-            ):
-                pieces.append("")
-                reason = "stop"
-                break
-            piece, stopped = s.stream.push(token)
-            pieces.append(piece)
-            if stopped:
-                reason = "stop"
-                break
-            if s.choice is not None and s.choice.complete == len(s.tokens):
-                reason = "stop"
-                break
-            if len(s.tokens) == s.limit:
-                reason = "length"
-                break
-        text = "".join(pieces)
-        s.text += text
+        """Gives a sequence tokens, up to the first that ends it; `path` of `tree` they come from."""
+        before = len(s.tokens)
+        pieces, reason = emit(s, tokens, self.manifest.eos)
         self._stats.tokens += len(s.tokens) - before
         if reason is not None:
-            held = self._finish(s, "stop" if reason == "stop" else "length").text
-            pieces[-1] += held
-            text += held
-        return _output(s, before, text, pieces, tree, path)
+            pieces[-1] += self._finish(s, reason).text
+        return output_of(s, before, pieces, tree, path)
 
     def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
         """Ends a sequence; the text held back for a stop string comes out. Its row may be kept for its prefix."""
-        s.finish_reason, s.error = reason, error
+        s.finish_reason, s.error, s.ended = reason, error, self._clock()
         self._stats.finished[reason] += 1
         text = s.stream.flush()
         s.text += text
         for row in self._scheduler.remove(s, hold=reason != "error"):
             self.session.release(row)
         return Output(s, (), text, reason)
-
-
-def _output(
-    s: Sequence, before: int, text: str, pieces: Items[str] = (), tree: Tree | None = None, path: Items[int] = ()
-) -> Output:
-    """What a sequence has been given since it had `before` tokens."""
-    logprobs = () if s.choice is None else tuple(s.choice.logprobs[before : len(s.tokens)])
-    return Output(s, tuple(s.tokens[before:]), text, s.finish_reason, logprobs, pieces, tree, path)
-
-
-def _check_finite(result: Result, node: int, token: int) -> None:
-    value = float(result.logits[node, token])
-    if not math.isfinite(value):
-        raise StepError(f"the model's logits have the maximum {value} at token {token}: it has to be finite")

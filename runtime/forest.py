@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.acceptance import Acceptance
+from runtime.acceptance import CERTAIN, Acceptance
 from runtime.session import Draft
 from runtime.tree import DEPTH_COST, Tree, Universe
 
 LOOKUP = 16  # tokens of a continuation at most
 NEVER = -1e30  # below every value of a slot that is there
+TINY = np.finfo(np.float32).tiny
 ABSENT = -1e37  # log-probability of a rank that no head proposed, and value of a slot that is not there
 
 
@@ -67,10 +68,14 @@ class Candidates:
         self._sums[-1, self._paths :] = ABSENT
         self._reserve(1)
 
-    def begin(self, roots: Items[int], asked: Items[int], draft: Draft | None, trust: np.ndarray | None) -> None:
+    def begin(
+        self, roots: Items[int], asked: Items[int], draft: Draft | None, trust: np.ndarray | None,
+        refused: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         """The next step: rows with these root tokens, and what the heads say of those `asked` [drafted].
 
-        `trust` [drafted] scales how often they are right; None stands for 1.
+        `trust` [drafted] scales how often they are right; None stands for 1. `refused` bool [drafted, top_k] are tokens
+        of the first head that cannot follow; None stands for no such.
         """
         rows, ranks = len(roots), self._ranks
         if rows > len(self._token_of):
@@ -88,6 +93,8 @@ class Candidates:
         if trust is not None:
             chance += np.log(trust, dtype=np.float32)[:, None, None]
             np.minimum(chance, 0.0, out=chance)
+        if refused is not None:
+            _without(chance[:, 0], refused)
         index: slice | np.ndarray = slice(None)
         if len(asked) < rows:
             self._chance[:, :ranks] = ABSENT
@@ -139,6 +146,18 @@ class Candidates:
             within = np.cumsum(row[:, None] == np.arange(self._rows), axis=0)[np.arange(len(row)), row] < limit[row]
             places = self.places(row[within], slot[within])
         return places
+
+    def top(self, row: int, most: int, least: float) -> list[int]:
+        """The slots, ascending, of a row's `most` best paths of the universe that are worth at least `least`."""
+        value = self._value[row, : self._paths]
+        if most < len(value):
+            least = max(least, float(np.partition(value, -most)[-most]))
+        slots: list[int] = (value >= least).nonzero()[0].tolist()
+        return slots
+
+    def refuse(self, row: int, slot: int) -> None:
+        """Takes a path of the universe out of a row, and all that go through it."""
+        self._value[row, : self._paths][self._universe.ancestors[:, slot]] = ABSENT
 
     def ranked(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row, slot and value of the slots that are no roots, best first over all rows: any beginning is a forest."""
@@ -198,6 +217,16 @@ class Candidates:
         self._value_of = np.empty((rows, self._slots), np.float32)  # log-probability to be accepted
         self._number_of = np.empty(rows * self._slots, np.int64)
         self._edges = np.arange(rows + 1) * self._slots  # where each row's places begin
+
+
+def _without(chance: np.ndarray, refused: np.ndarray) -> None:
+    """Log-probabilities [drafted, top_k] of what may follow, once the `refused` can not: the others become likelier."""
+    allowed = np.exp(chance)
+    gone = (allowed * refused).sum(axis=1, keepdims=True)
+    left = np.maximum(1.0 - gone, allowed.sum(axis=1, keepdims=True) - gone)
+    chance -= np.log(np.maximum(left, TINY), out=np.zeros_like(left), where=gone > 0)
+    np.minimum(chance, CERTAIN, out=chance)
+    chance[refused] = ABSENT
 
 
 def _ancestors(parent: np.ndarray, place: np.ndarray, row: np.ndarray, nodes: int) -> np.ndarray:

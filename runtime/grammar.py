@@ -9,6 +9,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,14 @@ class Matcher:
                 raise StepError("the grammar of structured_outputs asks for an end token within the text")
         return mask
 
+    def valid(self, tokens: list[int]) -> int:
+        """How many of `tokens`, one after the other, the text could go on with; none where it cannot go on at all."""
+        return int(self._matcher.validate_tokens(tokens))
+
+    def forced(self) -> list[int]:
+        """The tokens of what the text has to go on with, mostly none; the model may spell it in others."""
+        return list(self._matcher.compute_ff_tokens())
+
     def push(self, token: int) -> None:
         """Goes on with an allowed token. Raises StepError."""
         self._matcher.consume_token(token)
@@ -127,10 +136,15 @@ class _Vocabulary(TokenizerWrapper):
                 rest -= len(self._pieces[ids[at - 1]])
         return self._greedy(text.encode())
 
+    @cached_property
+    def _known(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {piece: i for i, piece in enumerate(self.tokens) if piece and i not in special}
+
     def _greedy(self, text: bytes) -> list[int]:
         """The longest token at each place, as far as there are any: llguidance takes the beginning of a forced text."""
-        known = {piece: i for i, piece in enumerate(self.tokens) if piece and i not in self.special_token_ids}
-        longest, ids, at = max(map(len, known)), [], 0
+        known, ids, at = self._known, [], 0
+        longest = max(map(len, known))
         while at < len(text):
             size = next((n for n in range(longest, 0, -1) if text[at : at + n] in known), 0)
             if not size:
@@ -153,8 +167,8 @@ def _source(outputs: StructuredOutputs) -> str:
         return str(LLMatcher.grammar_from_json_schema({"type": "object"}, WHITESPACE))
     if outputs.regex is not None:
         return str(LLMatcher.grammar_from_regex(outputs.regex))
-    if outputs.choice is not None:  # a string of llguidance's Lark is a string of JSON
-        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, outputs.choice))))
+    if outputs.choice is not None:  # a string of llguidance's Lark is a string of JSON; one terminal takes thousands
+        return str(LLMatcher.grammar_from_lark("start: TEXT\nTEXT: " + " | ".join(map(json.dumps, outputs.choice))))
     assert outputs.grammar is not None
     return str(LLMatcher.grammar_from_lark(outputs.grammar))
 

@@ -11,6 +11,7 @@ MAX_NODES = 64  # the largest tree, its root included; the cache keeps this much
 MAX_STOPS = 16
 MAX_CHUNK = 1024
 MAX_LOGPROBS = 20
+MAX_PRIORITY = 1000
 MAX_BIAS = 100  # logits; past any difference that a model makes
 
 
@@ -81,6 +82,9 @@ class SamplingParams:
     `typical_acceptance` changes the distribution: at each node of a draft tree it takes the most probable child whose
     probability p exceeds min(0.09, 0.3 e^-H), with H the entropy in nats (Cai et al. 2024, Medusa, section 2.3.1), and
     draws only where there is none. The text then depends on speculation.
+
+    `priority` says who is let in first of those that wait: the lowest number, of equal ones who came first. It changes
+    no text, and never ends or pauses a sequence that runs; who waits longest is let in now and then all the same.
     """
 
     max_tokens: int = 256
@@ -102,6 +106,7 @@ class SamplingParams:
     logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
     typical_acceptance: bool = False
+    priority: int = 0
 
     def __post_init__(self) -> None:
         whole = lambda x: isinstance(x, int) and not isinstance(x, bool)  # noqa: E731
@@ -130,11 +135,13 @@ class SamplingParams:
             ("min_tokens", whole(self.min_tokens) and 0 <= self.min_tokens, "a whole number, 0 for none"),
             *((name, number(getattr(self, name)) and -2 <= getattr(self, name) <= 2, "a number from -2 to 2")
               for name in ("presence_penalty", "frequency_penalty")),
-            ("repetition_penalty", number(self.repetition_penalty) and 0 < self.repetition_penalty <= 10,
-             "a number above 0 and at most 10"),
+            ("repetition_penalty", number(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 10,
+             "a number from 0.01 to 10"),
             ("logit_bias", all(whole(t) and t >= 0 and number(b) and -MAX_BIAS <= b <= MAX_BIAS
                                for t, b in self.logit_bias.items()),
              f"token ids, from 0, each with a number from -{MAX_BIAS} to {MAX_BIAS}"),
+            ("priority", whole(self.priority) and abs(self.priority) <= MAX_PRIORITY,
+             f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"),
             ("logprobs", self.logprobs is None or whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS,
              f"a whole number from 0 to {MAX_LOGPROBS}"),
             ("structured_outputs", guide is None or isinstance(guide, StructuredOutputs), "StructuredOutputs"),

@@ -1,20 +1,21 @@
 """Which sequences take part in a step, in which rows, and which prefixes are kept for later ones.
 
-First come first served. Rows in use are always 0 .. n-1 and all of them take part in every step, so that a step's cache
-is one contiguous range. A sequence is admitted when a row is free, the key-value budget has room for everything it
-may ever need, and the step has prompt tokens to spare; nothing is preempted later. The scheduler imports no tensors.
+First come first served, within a priority (`runtime/waiting.py`). Rows in use are always 0 .. n-1 and all of them take
+part in every step, so that a step's cache is one contiguous range. A sequence is admitted when a row is free, the
+key-value budget has room for everything it may ever need, and the step has prompt tokens to spare; nothing is preempted
+later. The scheduler imports no tensors.
 
 A finished sequence's row stays *held*: a later prompt that begins as it does takes the row over, or copies the common
 prefix out of it, and prefills only what is new. Running rows are copied from as well. Held rows give way, the least
 recently used first, where rows or the budget are needed.
 """
 
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from runtime.sequence import Sequence
+from runtime.waiting import Waiting
 
 LEAST_SHARED = 16  # tokens of a prefix worth a copy
 
@@ -57,7 +58,7 @@ class Scheduler:
         """`bytes_of` tokens of one row in whole pages; None: no row is held."""
         self.rows: list[Sequence | None] = []  # the last is never None after a plan
         self.held: dict[int, Held] = {}
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Waiting()
         self.kv_reserved = 0  # by running sequences
         self.kv_limit = kv_limit
         self._max_rows = rows
@@ -81,7 +82,7 @@ class Scheduler:
     def prefilling(self) -> Sequence | None:
         """The prompt that goes on first: one half done, else the next that would be admitted."""
         half_done = next((s for s in self.running if s.prefilling), None)
-        return half_done or (self.waiting[0] if self.waiting and self.free_rows else None)
+        return half_done or (self.waiting.first if self.waiting and self.free_rows else None)
 
     def plan(self, chunk: int) -> Plan:
         """Admits what can be, closes the holes that finished sequences left, and shares out `chunk` prompt tokens."""
@@ -143,15 +144,17 @@ class Scheduler:
 
     def _admit(self) -> Sequence | None:
         """Gives the first that waits a row and the longest prefix that stands anywhere; None: not in this step."""
-        if not self.waiting or not self.free_rows or self.kv_reserved + self.waiting[0].reserved > self.kv_limit:
+        if not self.waiting or not self.free_rows:
             return None
-        sequence = self.waiting[0]
+        sequence = self.waiting.first
+        if self.kv_reserved + sequence.reserved > self.kv_limit:
+            return None
         source, length = self._prefix(sequence.prompt)
         if self._bytes_of is not None and any(
             _shared(s.prompt, sequence.prompt) - length >= LEAST_SHARED for s in self.running if s.prefilling
         ):
             return None  # the rest of what it shares is being computed
-        self.waiting.popleft()
+        self.waiting.pop()
         row = self._free_row(source)
         if row == source:
             self._keep_copy(row, length)

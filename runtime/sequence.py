@@ -42,6 +42,10 @@ class Sequence:
     steps: int = 0  # decode steps
     drafted: int = 0  # nodes below the root, over those steps
     accepted: int = 0
+    arrived: float = 0.0  # seconds by the engine's clock: when it was queued,
+    started: float | None = None  # the step began that let it in,
+    first: float | None = None  # its first token came,
+    ended: float | None = None  # and it finished
 
     @property
     def prefilling(self) -> bool:

@@ -15,12 +15,14 @@ from functools import cache
 
 import numpy as np
 
-from runtime.acceptance import Acceptance
+from runtime.acceptance import FORCED, Acceptance
 from runtime.budget import Nodes, Prices, best, with_trees
 from runtime.cost import CostModel
 from runtime.forest import LOOKUP, NEVER, Candidates, Forest
+from runtime.grammar import Matcher
 from runtime.habit import REMEMBERED, Habit
 from runtime.load import Load
+from runtime.pruning import prune, refused_first
 from runtime.scheduler import Plan, Scheduler
 from runtime.sequence import Sequence
 from runtime.session import Batch, Draft
@@ -168,15 +170,20 @@ class Speculator:
 
     def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest:
         habits = [s.habit for s in sequences]
-        found = [NOTHING_FOUND if h.lookup is None else h.lookup.continuation(LOOKUP) for h in habits]
+        found = [_continuation(s) for s in sequences]
         fixed = [habit.fixed for habit in habits]
         if all(fixed):
             asked = list(range(len(habits))) if self._has_heads else []
         else:
             self._decide(habits, [matched for matched, _ in found], sequences, plan)
             asked = [i for i, habit in enumerate(habits) if habit.heads]
-        self._begin(sequences, asked, found)
         candidates, most = self._candidates, [habit.nodes for habit in habits]
+        draft = self._begin(sequences, asked, found)
+        if draft is not None:
+            for k, i in enumerate(asked):
+                if (matcher := _matcher(sequences[i])) is not None:
+                    least = NEVER if fixed[i] else LEAST_VALUE
+                    prune(candidates, i, self._universe, draft.tokens[k], most[i], least, matcher.valid)
         if all(fixed):
             return candidates.build(candidates.best(most, NEVER))
         kind = len(plan.sequences), len(habits), len(asked)
@@ -190,19 +197,24 @@ class Speculator:
         self._least_value, self._unplanned = (kind, least), 0.0
         return candidates.build(candidates.places(row[keep], slot[keep]))
 
-    def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> None:
-        """Sets up this step's candidates: of the heads, run for those `asked`, and of what prompt lookup found."""
+    def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
+        """Sets up this step's candidates: of the heads, run for those `asked`, and of what was found without them.
+
+        Returns what the heads proposed.
+        """
         trust = [s.habit.trust for s in sequences]
         self._trust = np.array(trust, np.float32) if any(factor != 1.0 for factor in trust) else None
         draft = None
         if asked:
             draft = self._run_heads([place for i in asked if (place := sequences[i].row) is not None])
         of_asked = None if self._trust is None else self._trust[asked]
-        self._candidates.begin([s.root for s in sequences], asked, draft, of_asked)
+        refused = None if draft is None else _refused([sequences[i] for i in asked], draft)
+        self._candidates.begin([s.root for s in sequences], asked, draft, of_asked, refused)
         for i, (matched, tokens) in enumerate(found):
             if matched:
                 ranks = draft.tokens[asked.index(i)] if draft is not None and i in asked else None
                 self._candidates.add_continuation(i, matched, tokens, ranks)
+        return draft
 
     def _decide(self, habits: list[Habit], matched: list[int], sequences: list[Sequence], plan: Plan) -> None:
         """Sets for whom the heads run."""
@@ -281,6 +293,34 @@ class Speculator:
 def _least(fixed: list[bool], value: float) -> np.ndarray | float:
     """From which value on a row's nodes are taken, where it is the same for all rows but those fixed."""
     return np.where(fixed, NEVER, value) if any(fixed) else value
+
+
+def _matcher(s: Sequence) -> Matcher | None:
+    return None if s.choice is None else s.choice.matcher
+
+
+def _continuation(s: Sequence) -> tuple[int, list[int]]:
+    """How many tokens matched, and what followed them, as far as a grammar can go on with it; or what it forces."""
+    matcher = _matcher(s)
+    if matcher is not None and (forced := matcher.forced()):
+        return FORCED, forced[:LOOKUP]
+    if s.habit.lookup is None:
+        return NOTHING_FOUND
+    matched, tokens = s.habit.lookup.continuation(LOOKUP)
+    if matched and matcher is not None:
+        tokens = tokens[: matcher.valid(tokens)]
+    return (matched, tokens) if tokens else NOTHING_FOUND
+
+
+def _refused(sequences: list[Sequence], draft: Draft) -> np.ndarray | None:
+    """Tokens of the first head that grammars refuse, bool [drafted, top_k]; None: there are no grammars."""
+    if all(_matcher(s) is None for s in sequences):
+        return None
+    refused = np.zeros((len(sequences), draft.tokens.shape[2]), bool)
+    for k, s in enumerate(sequences):
+        if (matcher := _matcher(s)) is not None:
+            refused[k] = refused_first(draft.tokens[k, 0], matcher.valid)
+    return refused
 
 
 def _lengths(sequences: list[Sequence]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What an engine has done so far: counters, and nothing that is not counted."""
 
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ class Decisions:
     compared: int = 0  # rows of which a look was taken at what became of their trees
     expected: float = 0.0  # tokens these were to emit
     realised: int = 0  # and would have emitted, were no answer cut off
-    lookup_drafted: int = 0  # nodes by prompt lookup
+    lookup_drafted: int = 0  # nodes by prompt lookup, or that a grammar forced
     lookup_accepted: int = 0
     heads_runs: int = 0
     heads_rows: int = 0  # rows they ran for
@@ -43,6 +44,9 @@ class Decisions:
         }
 
 
+STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # vLLM's bounds, and 2 and 4
+
+
 @dataclass(slots=True)
 class Stats:
     steps: int = 0
@@ -52,13 +56,20 @@ class Stats:
     reused: int = 0  # prompt tokens taken from rows that began alike
     decoded_rows: int = 0  # rows of decode steps: what tokens per step divides by
     decoded_tokens: int = 0  # emitted by them
+    drafts: int = 0  # trees of more than a root
     drafted: int = 0
     accepted: int = 0
+    steps_by_tokens: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))  # the last: of more
     drafted_by_depth: list[int] = field(default_factory=list)  # [depth - 1]
     accepted_by_depth: list[int] = field(default_factory=list)
     session_seconds: float = 0.0  # in decoder and heads
     host_seconds: float = 0.0  # the rest of the steps
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0})
+
+    def count_step(self, tokens: int) -> None:
+        """One step that computed so many tokens of prompts and emitted so many of answers, together."""
+        self.steps += 1
+        self.steps_by_tokens[bisect_left(STEP_TOKENS, tokens)] += 1
 
     def count_tree(self, tree: Tree, accepted: int, emitted: int) -> None:
         """One row's decode step: `accepted` nodes below the root, `emitted` tokens kept of it."""
@@ -67,6 +78,7 @@ class Stats:
         self.drafted += len(tree.tokens) - 1
         self.accepted += accepted
         if len(tree.tokens) > 1:
+            self.drafts += 1
             depths = tree.depth.tolist()
             more = [0] * (max(depths) - len(self.drafted_by_depth))
             self.drafted_by_depth += more

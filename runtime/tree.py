@@ -98,6 +98,9 @@ class Universe:
         self.child: list[dict[int, int]] = [{} for _ in paths]  # [paths]: rank to path
         for i, path in enumerate(paths[1:], 1):
             self.child[self.parent[i]][path[-1]] = i
+        self.routes: list[tuple[int, ...]] = [()]  # [paths]: the paths it goes through, itself last, without the root
+        for i in range(1, len(paths)):
+            self.routes.append((*self.routes[self.parent[i]], i))
         self.ancestors = np.eye(len(paths), dtype=bool)  # [paths, paths]: which paths a path goes through, itself too
         for i in range(1, len(paths)):
             self.ancestors[i] |= self.ancestors[self.parent[i]]

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 RETRY_AFTER = "1"  # seconds, while it loads or drains
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
+# FastAPI's own would be on, with the messages of errors: service/tracing.py says what is told, and only if asked
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 413, 429, 500, 503, 504)
@@ -56,7 +59,12 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
         yield
         await engine.close()
 
-    app = FastAPI(title="Gorgon", description="Batched, lossless tree speculation on ONNX Runtime.", lifespan=lifespan)
+    app = FastAPI(
+        title="Gorgon",
+        description="Batched, lossless tree speculation on ONNX Runtime.",
+        lifespan=lifespan,
+        telemetry=NO_TELEMETRY,
+    )
     app.state.engine, app.state.metrics, app.state.names = engine, metrics, web.served_model_name
     app.add_middleware(BodyLimit, most=web.max_body_bytes)
     if web.api_key_file is not None:

@@ -18,6 +18,7 @@ class WebConfig:
     api_key_file: Path | None = None  # None: no key is needed
     max_requests_per_key: int = 0  # at the same time, 0: no limit
     log_requests: bool = False
+    otlp_traces_endpoint: str | None = None  # where spans go, None: there are none
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError."""

@@ -1,4 +1,4 @@
-"""What every request passes first and every response last: its id, its count, its line in the log."""
+"""What every request passes first and every response last: its id, its count, its line in the log, its span."""
 
 import json
 import logging
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answer import Answer
 from service.metrics import Metrics
+from service.tracing import Tracing
 
 HEADER = "x-request-id"
 TAKEN = re.compile(r"[!-~]{1,128}")  # an id that is taken over: no spaces, nothing that breaks a line
@@ -44,12 +45,30 @@ class Asked:
             "reason": ",".join(sorted({answer.reason for answer in self.answers})),
         }
 
+    def times(self) -> dict[str, float]:
+        """Seconds by the engine's clock, all choices together: until the first was let in, to the first token, and on.
+
+        What never began, or has not ended yet, is left out.
+        """
+        sequences = [answer.sequence for answer in self.answers if answer.sequence is not None]
+        started = min((s.started for s in sequences if s.started is not None), default=None)
+        first = min((s.first for s in sequences if s.first is not None), default=None)
+        ended = max((s.ended for s in sequences if s.ended is not None), default=None)
+        found = {}
+        if started is not None:
+            found["queue"] = started - min(s.arrived for s in sequences)
+            if first is not None:
+                found["prefill"] = first - started
+                if ended is not None:
+                    found["decode"] = max(0.0, ended - first)
+        return found
+
 
 class Doorkeeper:
     """Around the application, so that also its failures are seen."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log_requests: bool) -> None:
-        self._app, self._metrics, self._log_requests = app, metrics, log_requests
+    def __init__(self, app: ASGIApp, metrics: Metrics, log_requests: bool, tracing: Tracing | None = None) -> None:
+        self._app, self._metrics, self._log_requests, self._tracing = app, metrics, log_requests, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,8 +90,20 @@ class Doorkeeper:
         try:
             await self._app(scope, receive, sending)
         finally:
-            if self._log_requests and scope["path"] not in PROBES:
-                logger.info("%s", json.dumps(_line(scope, name, status, began)))
+            if scope["path"] not in PROBES:
+                self._tell(scope, name, status, began)
+
+    def _tell(self, scope: Scope, name: str, status: int | None, began: float) -> None:
+        """Log and traces, of a request that is over."""
+        if self._log_requests:
+            logger.info("%s", json.dumps(_line(scope, name, status, began)))
+        if self._tracing is not None:
+            asked: Asked | None = scope["state"].get("asked")
+            figures = {} if asked is None else asked.figures(began) | asked.times()
+            self._tracing.record(
+                Headers(scope=scope), scope["method"], _path(scope), status, time.monotonic() - began,
+                {"id": name, **figures},
+            )  # fmt: skip
 
 
 def _path(scope: Scope) -> str:

@@ -11,7 +11,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime.stats import STEP_TOKENS
 from service.engine_thread import EngineThread
+from service.latencies import buckets
 
 # name, what is read from the engine's figures, help
 GAUGES: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
@@ -33,6 +35,8 @@ COUNTERS: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
     ("vllm:generation_tokens", lambda s: s["tokens"], "Tokens emitted."),
     ("vllm:prefix_cache_queries", lambda s: s["prefilled"] + s["reused"], "Prompt tokens, computed or reused."),
     ("vllm:prefix_cache_hits", lambda s: s["reused"], "Prompt tokens reused."),
+    ("vllm:prompt_tokens_cached", lambda s: s["reused"], "Prompt tokens reused."),
+    ("vllm:spec_decode_num_drafts", lambda s: s["drafts"], "Draft trees of more than a root."),
     ("vllm:spec_decode_num_draft_tokens", lambda s: s["drafted"], "Nodes of draft trees, roots left out."),
     ("vllm:spec_decode_num_accepted_tokens", lambda s: s["accepted"], "Nodes accepted."),
     ("gorgon:steps", lambda s: s["steps"], "Steps."),
@@ -43,7 +47,8 @@ COUNTERS: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
     ("gorgon:decode_tokens", lambda s: s["decoded_tokens"], "Tokens that decode steps emitted."),
     ("gorgon:draft_rows", lambda s: s["drafting"]["rows"], "Rows of steps that could have drafted."),
     ("gorgon:draft_nodes", lambda s: s["drafting"]["nodes"], "Nodes that were drafted for them, roots left out."),
-    ("gorgon:lookup_draft_nodes", lambda s: s["drafting"]["lookup_drafted"], "Nodes drafted by prompt lookup."),
+    ("gorgon:lookup_draft_nodes", lambda s: s["drafting"]["lookup_drafted"],
+     "Nodes drafted by prompt lookup, or that a grammar forced."),
     ("gorgon:lookup_accepted_nodes", lambda s: s["drafting"]["lookup_accepted"], "Such nodes accepted."),
 )  # fmt: skip
 
@@ -102,7 +107,23 @@ class Metrics(Collector):
             ("vllm:inter_token_latency_seconds", latencies.gap, "From one step's text to the next of an answer."),
             ("vllm:request_time_per_output_token_seconds", latencies.per_token, "Mean time of an answer's next token."),
             ("vllm:e2e_request_latency_seconds", latencies.whole, "From taking a request to its end."),
+            ("vllm:request_queue_time_seconds", latencies.queue, "Until a request's first step."),
+            ("vllm:request_prefill_time_seconds", latencies.prefill, "From the first step to the first token."),
+            ("vllm:request_decode_time_seconds", latencies.decode, "From the first token to the last."),
+            ("vllm:request_inference_time_seconds", latencies.inference, "From the first step to the last token."),
+            ("vllm:request_prompt_tokens", latencies.prompt, "Tokens of a request's prompt."),
+            ("vllm:request_prefill_kv_computed_tokens", latencies.computed, "Such tokens that were not reused."),
+            ("vllm:request_generation_tokens", latencies.answer, "Tokens of an answer."),
+            ("vllm:request_params_max_tokens", latencies.asked, "Tokens that a request asked for at most."),
         ):
-            family = HistogramMetricFamily(name, text, labels=own)
-            family.add_metric([model], histogram.buckets, histogram.sum)
-            yield family
+            yield _histogram(name, text, model, histogram.buckets, histogram.sum)
+        yield _histogram(
+            "vllm:iteration_tokens_total", "Tokens of prompts and answers together of a step.", model,
+            buckets(STEP_TOKENS, stats["steps_by_tokens"]), stats["prefilled"] + stats["tokens"],
+        )  # fmt: skip
+
+
+def _histogram(name: str, text: str, model: str, counts: list[tuple[str, float]], total: float) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=["model_name"])
+    family.add_metric([model], counts, total)
+    return family

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -26,6 +26,8 @@ from service.openai_schema import Request as Body
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 STARTED = int(time.time())
 
+T = TypeVar("T")
+
 REFUSALS = (400, 401, 404, 413, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in REFUSALS}
 ANSWERS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
@@ -41,7 +43,8 @@ def speaks_openai(http: Request) -> bool:
 async def chat_completions(body: ChatRequest, http: Request) -> Response:
     """The answer to messages, as OpenAI's."""
     engine, prompts = _engine(http, body.model)
-    prompt = await _encode(partial(_chat, prompts, body.messages), sum(len(m.turn["content"]) for m in body.messages))
+    _check_room(engine, 1, body)
+    prompt = await _encode(partial(_chat, prompts, body.messages), sum(map(_size, body.messages)))
     limit = body.limit or engine.longest - len(prompt)
     choices, news = await _submit(engine, [("", prompt)], body, max(1, limit))
     shape = ChatShape(prompts, body.top is not None)
@@ -52,14 +55,8 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
 async def completions(body: CompletionRequest, http: Request) -> Response:
     """How texts go on, as OpenAI's: no chat template."""
     engine, prompts = _engine(http, body.model)
-    asked = []
-    for prompt in body.prompts:
-        if isinstance(prompt, str):
-            tokens = await _encode(partial(prompts.raw, prompt), len(prompt))
-        else:
-            tokens = list(prompt)
-        echo = prompt if isinstance(prompt, str) else prompts.text(tokens)
-        asked.append((echo if body.echo else "", tokens))
+    _check_room(engine, len(body.prompts), body)
+    asked = await _encode(partial(_asked, prompts, body), sum(map(len, body.prompts)))
     choices, news = await _submit(engine, asked, body, body.limit)
     shape = TextShape(prompts, body.top is not None)
     return await _respond(http, body, Envelope(shape, "cmpl", body.model, choices, body.choices), choices, news)
@@ -171,8 +168,30 @@ def _chat(prompts: Prompts, messages: Sequence[ChatMessage]) -> list[int]:
     return prompts.chat([message.turn for message in messages])
 
 
-async def _encode(encode: Callable[[], list[int]], size: int) -> list[int]:
+def _size(message: ChatMessage) -> int:
+    """Characters, also of what a template writes around it."""
+    return len(message.turn["content"]) + 20
+
+
+def _asked(prompts: Prompts, body: CompletionRequest) -> list[tuple[str, list[int]]]:
+    """What each prompt's answers say first, and its tokens. Raises PromptError."""
+    tokens = [prompts.raw(prompt) if isinstance(prompt, str) else list(prompt) for prompt in body.prompts]
+    if not body.echo:
+        return [("", each) for each in tokens]
+    echoes = [prompt if isinstance(prompt, str) else prompts.text(prompt) for prompt in body.prompts]
+    return list(zip(echoes, tokens, strict=True))
+
+
+async def _encode(encode: Callable[[], T], size: int) -> T:
+    """What it returns; `size` in characters."""
     return encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
+
+
+def _check_room(engine: EngineThread, prompts: int, body: Body) -> None:
+    """Before anything is encoded for nothing: raises ParameterError, NotReadyError or QueueFullError."""
+    if prompts * body.choices > engine.limit:
+        raise ParameterError(f"n is {body.choices}, of {prompts} prompts: this server takes {engine.limit} in all")
+    engine.check_room(prompts * body.choices)
 
 
 async def _submit(
@@ -180,12 +199,8 @@ async def _submit(
 ) -> tuple[list[Choice], asyncio.Event]:
     """All choices of all prompts, or none of them; what they say first is beside each prompt."""
     params = [body.sampling(limit, i) for i in range(body.choices)]
-    count = len(asked) * len(params)
-    if count > engine.limit:
-        raise ParameterError(f"n is {len(params)}, of {len(asked)} prompts: this server takes {engine.limit} in all")
-    engine.check_room(count)
     await engine.prepare(params[0])
-    engine.check_room(count)
+    engine.check_room(len(asked) * len(params))
     news = asyncio.Event()
     answers = [(first, engine.submit(prompt, each, news, body.traced)) for first, prompt in asked for each in params]
     return [Choice(i, first, answer) for i, (first, answer) in enumerate(answers)], news

@@ -54,6 +54,7 @@ class Request(Body):
         None, description='"off", "auto" or the number of nodes in the draft tree.'
     )
     typical_acceptance: bool | None = None
+    priority: int | None = Field(None, description="Of those that wait, the lowest number goes first; 0 if not given.")
 
     @field_validator("stream_options")
     @classmethod
@@ -79,7 +80,7 @@ class Request(Body):
         """How choice number `choice` is sampled. Raises ParameterError."""
         same = ("top_p", "min_p", "min_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop",
                 "stop_token_ids", "logit_bias", "include_stop_str_in_output", "ignore_eos", "speculation",
-                "typical_acceptance")  # fmt: skip
+                "typical_acceptance", "priority")  # fmt: skip
         given: dict[str, Any] = {name: value for name in same if (value := getattr(self, name)) is not None}
         if isinstance(self.stop, str):
             given["stop"] = (self.stop,)
@@ -165,7 +166,7 @@ class ChatRequest(Request):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs goes with logprobs: true")
         if self.max_tokens != self.max_completion_tokens and None not in (self.max_tokens, self.max_completion_tokens):
             raise PydanticCustomError("max_tokens", "max_tokens and max_completion_tokens differ: give one")

@@ -56,6 +56,12 @@ def seconds(text: str) -> float:
     return value
 
 
+def url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL: it begins with http:// or https://")
+    return text
+
+
 def truth(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
@@ -123,6 +129,8 @@ SERVER = (
     Option("api_key_file", Path, "who may ask: a KEY or NAME:KEY a line, none: anybody", "FILE"),
     Option("max_requests_per_key", whole, "requests of one key at the same time, 0: no limit", "NUMBER"),
     Option("log_requests", truth, "a line of JSON on stderr for each request, without its text"),
+    Option("otlp_traces_endpoint", url, "send a span for each request to this collector, without its text, as "
+           "http://localhost:4318/v1/traces", "URL"),
 )  # fmt: skip
 ENGINE = (
     Option("rows", whole, "sequences that run at the same time", "NUMBER"),

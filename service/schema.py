@@ -106,6 +106,7 @@ class GenerateRequest(BaseModel):
         _DEFAULTS.typical_acceptance,
         description="Take drafted tokens that are probable enough: changes the distribution.",
     )
+    priority: int = Field(_DEFAULTS.priority, description="Of those that wait, the lowest number goes first.")
 
     @field_validator("messages")
     @classmethod

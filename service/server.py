@@ -16,6 +16,7 @@ from service.config import WebConfig
 from service.doorkeeper import Doorkeeper
 from service.engine_thread import EngineThread
 from service.metrics import Metrics
+from service.tracing import Tracing
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -41,8 +42,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(load: Callable[[], "Engine"], listener: socket.socket, web: WebConfig) -> None:
     """Serves until a signal comes; returns when what ran has finished. Raises what ended the engine, if it died."""
+    tracing = None if web.otlp_traces_endpoint is None else Tracing.to(web.otlp_traces_endpoint)
     engine = EngineThread(load, web.request_timeout)
-    Server(engine, web).run(sockets=[listener])
+    try:
+        Server(engine, web, tracing).run(sockets=[listener])
+    finally:
+        if tracing is not None:
+            tracing.close()
     if isinstance(engine.error, GorgonError):
         raise engine.error
     if engine.error is not None:
@@ -56,10 +62,10 @@ class Server(uvicorn.Server):
     the engine cannot be loaded. Answers that still run then end with an error.
     """
 
-    def __init__(self, engine: EngineThread, web: WebConfig) -> None:
+    def __init__(self, engine: EngineThread, web: WebConfig, tracing: Tracing | None = None) -> None:
         metrics = Metrics(engine, web.served_model_name[0] if web.served_model_name else None)
         options = uvicorn.Config(
-            Doorkeeper(create_app(engine, metrics, web), metrics, web.log_requests),
+            Doorkeeper(create_app(engine, metrics, web), metrics, web.log_requests, tracing),
             log_config=None,
             log_level="warning",
             access_log=False,

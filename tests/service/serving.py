@@ -20,6 +20,7 @@ from runtime.session import Batch, Result
 from service.config import WebConfig
 from service.engine_thread import EngineThread
 from service.server import Server, listen
+from service.tracing import Tracing
 from tests.fake import FakeSession, fake_cost, fake_manifest, fake_tokenizer
 
 SECONDS = 20.0  # how long a test waits for what should come at once
@@ -93,9 +94,11 @@ def engine_on(session: FakeSession, tokenizer: Tokenizer | None = None, **config
 class Serving:
     """What a test sees of the server: the socket, and behind it the thread and its engine."""
 
-    def __init__(self, load: Callable[[], Engine], web: WebConfig, port: int = 0) -> None:
+    def __init__(
+        self, load: Callable[[], Engine], web: WebConfig, tracing: Tracing | None = None, port: int = 0
+    ) -> None:
         self.thread = EngineThread(load, web.request_timeout)
-        self.server = Server(self.thread, web)
+        self.server = Server(self.thread, web, tracing)
         listener = listen("127.0.0.1", port)
         self.address: tuple[str, int] = listener.getsockname()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.address[1]}", timeout=SECONDS, trust_env=False)
@@ -139,8 +142,10 @@ class Serving:
 
 
 @contextmanager
-def serving(load: Callable[[], Engine], ready: bool = True, port: int = 0, **web: Any) -> Iterator[Serving]:
-    server = Serving(load, WebConfig(**web), port)
+def serving(
+    load: Callable[[], Engine], ready: bool = True, tracing: Tracing | None = None, port: int = 0, **web: Any
+) -> Iterator[Serving]:
+    server = Serving(load, WebConfig(**web), tracing, port)
     try:
         if ready:
             server.await_ready()

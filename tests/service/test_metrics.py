@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -56,12 +57,20 @@ def test_known_requests_are_counted() -> None:
     steps = sum(answer["speculation"]["steps"] for answer in answers)
     accepted = sum(answer["speculation"]["accepted"] for answer in answers)
     assert tokens == 72 and accepted > 0
+    computed = prompts - grown(before, after, "vllm:prefix_cache_hits_total")
     for name, count in {
         "vllm:prompt_tokens_total": prompts,
         "vllm:prefix_cache_queries_total": prompts,
         "vllm:generation_tokens_total": tokens,
         "vllm:spec_decode_num_draft_tokens_total": sum(answer["speculation"]["drafted"] for answer in answers),
         "vllm:spec_decode_num_accepted_tokens_total": accepted,
+        "vllm:request_prompt_tokens_sum": prompts,
+        "vllm:request_generation_tokens_sum": tokens,
+        "vllm:request_params_max_tokens_sum": 72,
+        "vllm:request_queue_time_seconds_count": 3,
+        "vllm:iteration_tokens_total_sum": computed + tokens,
+        "vllm:request_prefill_kv_computed_tokens_sum": computed,
+        "vllm:prompt_tokens_cached_total": prompts - computed,
         "gorgon:decode_rows_total": steps,
         "gorgon:decode_tokens_total": tokens - len(answers),
         "gorgon:failed_steps_total": 0,
@@ -73,6 +82,14 @@ def test_known_requests_are_counted() -> None:
     assert grown(before, after, "vllm:request_success_total", finished_reason="length") == 3
     assert grown(before, after, "vllm:request_success_total", finished_reason="stop") == 0
     assert grown(before, after, "vllm:prefix_cache_hits_total") > 0, "the second prompt is the first"
+    drafts = grown(before, after, "vllm:spec_decode_num_drafts_total")
+    assert 0 < drafts <= steps and accepted <= drafts * 4, "the fake has four heads"
+    assert grown(before, after, "vllm:iteration_tokens_total_count") == grown(before, after, "gorgon:steps_total")
+    parts = [grown(before, after, f"vllm:request_{part}_time_seconds_sum") for part in ("prefill", "decode")]
+    whole = grown(before, after, "vllm:request_inference_time_seconds_sum")
+    assert min(parts) > 0 and sum(parts) == pytest.approx(whole)
+    queued = grown(before, after, "vllm:request_queue_time_seconds_sum")
+    assert queued >= 0 and queued + whole <= grown(before, after, "vllm:e2e_request_latency_seconds_sum")
     by_depth = [v for (name, _), v in after.items() if name == "vllm:spec_decode_num_accepted_tokens_per_pos_total"]
     assert sum(by_depth) == accepted and by_depth == sorted(by_depth, reverse=True)
     assert 0 < grown(before, after, "vllm:inter_token_latency_seconds_count") <= steps
@@ -90,7 +107,7 @@ def test_a_histogram_is_whole() -> None:
         text = server.client.get("/metrics").text
         asked = server.client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}).text
     histograms = [family for family in text_string_to_metric_families(text) if family.type == "histogram"]
-    assert len(histograms) == 4
+    assert len(histograms) == 13
     for family in histograms:
         buckets = [(float(s.labels["le"]), s.value) for s in family.samples if s.name.endswith("_bucket")]
         [count] = [s.value for s in family.samples if s.name.endswith("_count")]

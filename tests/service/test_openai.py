@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -104,7 +105,7 @@ def test_what_was_computed_before_is_told() -> None:
 def test_every_parameter_reaches_the_engine(client: OpenAI) -> None:
     extra = {
         "top_k": 20, "min_p": 0.01, "min_tokens": 4, "repetition_penalty": 1.2, "include_stop_str_in_output": True,
-        "stop_token_ids": [96], "ignore_eos": True, "speculation": 8,
+        "stop_token_ids": [96], "ignore_eos": True, "speculation": 8, "priority": 3,
     }  # fmt: skip
     asked: dict[str, Any] = {
         "temperature": 0.8, "top_p": 0.9, "stop": ["z"], "seed": 3, "presence_penalty": 0.5, "frequency_penalty": 0.4,
@@ -115,6 +116,31 @@ def test_every_parameter_reaches_the_engine(client: OpenAI) -> None:
     )
     asked["logit_bias"] = {40: 3, 41: -2.5}
     assert answer.choices[0].message.content == plainly(RENDERED, max_tokens=40, **asked, **extra).text
+
+
+def test_the_most_urgent_of_those_that_wait_goes_first() -> None:
+    session = HeldSession(rows=1, allowed=1)
+    with serving(lambda: engine_on(session)) as server, client_of(server) as client, ThreadPoolExecutor() as pool:
+
+        def ask(priority: int) -> None:
+            body = {"ignore_eos": True, "priority": priority}
+            client.completions.create(model=MODEL, prompt="abc", max_tokens=3, extra_body=body)
+
+        waiting = []
+        for n, priority in enumerate([0, 7, -1], 1):
+            waiting.append(pool.submit(ask, priority))
+            eventually(lambda n=n: server.thread.live == n)  # type: ignore[misc]
+            session.await_begun(2)  # the first has the row
+        answers = list(server.thread._live)
+        session.let(float("inf"))
+        for answer in waiting:
+            answer.result(SECONDS)
+        sequences = [answer.sequence for answer in answers if answer.sequence is not None]
+        sequences.sort(key=lambda sequence: sequence.started or 0.0)
+        assert [sequence.params.priority for sequence in sequences] == [0, -1, 7]
+        with pytest.raises(openai.BadRequestError, match="priority") as refused:
+            ask(1001)
+        assert refused.value.param == "priority"
 
 
 def test_without_a_limit_the_context_is_the_limit(client: OpenAI) -> None:

@@ -27,6 +27,7 @@ from service.options import (
     seconds,
     size,
     truth,
+    url,
     whole,
 )
 
@@ -36,6 +37,7 @@ NEEDED = ["--artifact", "a"]
 # by kind: three texts with their values, none of them any option's default
 VALUES: dict[Callable[[str], Any], list[tuple[str, Any]]] = {
     str: [("one", "one"), ("two", "two"), ("three", "three")],
+    url: [(f"http://{name}", f"http://{name}") for name in ("one", "two", "three")],
     Path: [("p/one", Path("p/one")), ("p/two", Path("p/two")), ("p/three", Path("p/three"))],
     whole: [("5", 5), ("6", 6), ("7", 7)],
     port: [("5", 5), ("6", 6), ("7", 7)],

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("export", "runtime", "service")
 HEAVY = {"torch", "transformers", "sentencepiece", "gguf", "huggingface_hub"}
 FORBIDDEN = {"runtime": {"export", "service"} | HEAVY, "service": {"export"} | HEAVY, "export": {"service"}}
-INCLUDED = {"pydantic_core"}  # comes with pydantic, which pins it
+INCLUDED = {"pydantic_core", "opentelemetry"}  # come with pydantic, which pins it, and with opentelemetry-sdk
 ELSEWHERE = ROOT / "runtime" / "bench" / "peers" / "engines"  # runs in environments of its own, without the project
 
 
