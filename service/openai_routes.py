@@ -26,7 +26,7 @@ from service.openai_schema import Request as Body
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 STARTED = int(time.time())
 
-REFUSALS = (400, 401, 404, 413, 429, 500, 503, 504)
+REFUSALS = (400, 401, 404, 408, 413, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in REFUSALS}
 ANSWERS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
 router = APIRouter()
