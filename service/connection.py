@@ -68,6 +68,9 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._head_bytes and self._head_timer is None:  # a next request began to come amid this one
+            self._unset_keepalive_if_required()
+            self._await_head()
         if self.transport.get_write_buffer_size():
             self._await_reader()
 
