@@ -251,7 +251,7 @@ class Engine:
                 log.exception("sequence %d failed", s.id)
                 if s.finish_reason is None:
                     self._finish(s, "error", f"{type(error).__name__}: {error}")
-                output = output_of(s, emitted, s.text[shown:])
+                output = output_of(s, emitted, [s.text[shown:]])
             if output is not None:
                 outputs.append(output)
         self._speculator.verified(paths, plan)

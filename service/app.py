@@ -42,7 +42,7 @@ AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a th
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 413, 429, 500, 503, 504)
+    status: {"model": ErrorResponse} for status in (400, 408, 413, 429, 500, 503, 504)
 }
 RESPONSES[401] = {"model": OpenAIError}
 RESPONSES[200] = {"content": {"text/event-stream": {}}}
@@ -66,7 +66,7 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
         telemetry=NO_TELEMETRY,
     )
     app.state.engine, app.state.metrics, app.state.names = engine, metrics, web.served_model_name
-    app.add_middleware(BodyLimit, most=web.max_body_bytes)
+    app.add_middleware(BodyLimit, most=web.max_body_bytes, seconds=web.read_timeout)
     if web.api_key_file is not None:
         keys = Keys.read(web.api_key_file)
         app.add_middleware(KeyCheck, keys=keys, most=web.max_requests_per_key, engine=engine)
@@ -237,9 +237,9 @@ async def _http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
-    if error.status_code in (400, 413):  # a body that cannot even be decoded, or is too large
+    if error.status_code in (400, 408, 413):  # a body that cannot even be decoded, is late, or too large
         failure = Failure(type="RequestError", message=str(error.detail))
-        return JSONResponse({"error": failure.model_dump()}, error.status_code)
+        return JSONResponse({"error": failure.model_dump()}, error.status_code, error.headers)
     return await http_exception_handler(http, error)
 
 

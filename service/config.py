@@ -14,6 +14,8 @@ class WebConfig:
     served_model_name: tuple[str, ...] = ()  # none: the artifact's
     cors_origins: tuple[str, ...] = ()  # whose pages may call the server
     max_body_bytes: int = 16 << 20
+    read_timeout: float = 30.0  # seconds for a request's head, and for its body, 0: none
+    write_timeout: float = 30.0  # seconds in which a client has to read something, 0: none
     request_timeout: float = 0.0  # seconds, 0: none
     api_key_file: Path | None = None  # None: no key is needed
     max_requests_per_key: int = 0  # at the same time, 0: no limit

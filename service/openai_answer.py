@@ -18,10 +18,10 @@ from service.answer import Answer, Piece
 if TYPE_CHECKING:
     from runtime.sampling import Logprobs
 
-TYPES = {429: "rate_limit_error", **dict.fromkeys((400, 401, 404, 405, 413, 422), "invalid_request_error")}
+TYPES = {429: "rate_limit_error", **dict.fromkeys((400, 401, 404, 405, 408, 413, 422), "invalid_request_error")}
 KNOWN: dict[type[Exception], str] = {ContextError: "context_length_exceeded", UnknownModelError: "model_not_found"}
 PARAMS: dict[type[Exception], str] = {UnknownModelError: "model"}
-CODES = {413: "body_too_large", 429: "queue_full", 503: "not_ready", 504: "timeout"}
+CODES = {408: "body_too_late", 413: "body_too_large", 429: "queue_full", 503: "not_ready", 504: "timeout"}
 
 
 def error_body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:

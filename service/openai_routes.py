@@ -28,7 +28,7 @@ STARTED = int(time.time())
 
 T = TypeVar("T")
 
-REFUSALS = (400, 401, 404, 413, 429, 500, 503, 504)
+REFUSALS = (400, 401, 404, 408, 413, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in REFUSALS}
 ANSWERS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
 router = APIRouter()

@@ -125,6 +125,8 @@ SERVER = (
     Option("cors_origins", str, "pages that may call this server from a browser, as https://example.org, or * for any",
            "ORIGIN", many=True),
     Option("max_body_bytes", size, "the largest body of a request, as 512K or 16M", "SIZE"),
+    Option("read_timeout", seconds, "how long a request's head may take to come, and its body, 0: no limit", "SECONDS"),
+    Option("write_timeout", seconds, "how long a client may take nothing of what waits for it, 0: no limit", "SECONDS"),
     Option("request_timeout", seconds, "ends an answer that is not complete by then, 0: none", "SECONDS"),
     Option("api_key_file", Path, "who may ask: a KEY or NAME:KEY a line, none: anybody", "FILE"),
     Option("max_requests_per_key", whole, "requests of one key at the same time, 0: no limit", "NUMBER"),

@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import uvicorn
 from runtime.errors import ConfigurationError, GorgonError, StepError
 from service.app import create_app
 from service.config import WebConfig
+from service.connection import Connection
 from service.doorkeeper import Doorkeeper
 from service.engine_thread import EngineThread
 from service.metrics import Metrics
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 BACKLOG = 2048
+UNREAD_BYTES = (
+    256 << 10
+)  # that the system keeps for a client, of what it does not read; by itself it would keep megabytes
 GRACE_SECONDS = 2.0  # for the last bytes of answers that have ended, once the server stops
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections inherit it. asyncio does not set it on sockets it was handed, and a token that waits for the client to
     # acknowledge the one before is up to 40 ms late.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
     return listener
 
 
@@ -59,13 +65,16 @@ class Server(uvicorn.Server):
     """Drains: after the first SIGTERM or Ctrl-C it finishes what runs, while new requests get 503.
 
     It leaves when every request has its answer, when `drain_seconds` have passed, or at the second signal; also when
-    the engine cannot be loaded. Answers that still run then end with an error.
+    the engine cannot be loaded, or breaks. Answers that still run then end with an error.
     """
 
     def __init__(self, engine: EngineThread, web: WebConfig, tracing: Tracing | None = None) -> None:
         metrics = Metrics(engine, web.served_model_name[0] if web.served_model_name else None)
+        connection = partial(Connection, read_seconds=web.read_timeout, write_seconds=web.write_timeout)
         options = uvicorn.Config(
             Doorkeeper(create_app(engine, metrics, web), metrics, web.log_requests, tracing),
+            http=connection,  # type: ignore[arg-type]  # called as a class is
+            loop="uvloop",
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -83,7 +92,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         leave = await super().on_tick(counter)
-        if self._engine.status == "failed" and self._engine.prompts is None:
+        if self._engine.status == "failed":  # who supervises the process starts another one
             return True
         if self._signals and not self._engine.draining:
             self._engine.draining = True

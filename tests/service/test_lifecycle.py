@@ -74,7 +74,8 @@ def test_a_failed_step_ends_its_requests_and_nothing_else() -> None:
         assert (status, health["rows_in_use"], health["failed_steps"]) == (200, 0, 1)
 
 
-def test_an_engine_that_breaks_ends_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_breaks_ends_all_requests_and_then_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a session's step its books may contradict themselves: who supervises the process starts another."""
     session = HeldSession(rows=1, allowed=1)
     engine = engine_on(session)
     with serving(lambda: engine) as server:
@@ -87,9 +88,8 @@ def test_an_engine_that_breaks_ends_all_requests(monkeypatch: pytest.MonkeyPatch
             session.let(float("inf"))
             assert list(events)[-1]["error"]["type"] == "StepError"
         assert waiting.result().status_code == 500
-        status, health = server.health()
-        assert (status, health["status"]) == (503, "failed") and "out of order" in health["error"]["message"]
-        refused(server, "out of order")
+        server.await_end()
+        assert "out of order" in str(server.thread.error)
 
 
 def test_a_request_that_breaks_the_engines_door_is_a_500(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,110 @@
+"""One client's connection: no request may take for ever to come, nor an answer to be taken.
+
+uvicorn gives a connection time only between two requests; a client that sends half a request, or does not read, would
+hold it, and what was written for it, for as long as it likes.
+"""
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+LINGER_NOT = struct.pack("ii", 1, 0)  # the system drops what waits too, and the client learns of it
+HEAD_BYTES = 64 << 10  # of a request line and its headers
+REFUSAL = "HTTP/1.1 {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{}"
+
+
+class Connection(HttpToolsProtocol):
+    """Closes itself where a request's head is not whole after `read_seconds`, or is larger than HEAD_BYTES.
+
+    Breaks off where the client has taken nothing of what waits for it for `write_seconds`. What waits is bounded: from
+    64 KiB on, asyncio's high-water mark, an answer writes no more until the client has read. 0 seconds: no bound.
+    """
+
+    def __init__(self, *arguments: Any, read_seconds: float, write_seconds: float, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._read_seconds, self._write_seconds = read_seconds, write_seconds
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._in_head = True
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unread = 0  # bytes that waited when the timer was set
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()  # something has begun to come, if only empty lines
+        if self._in_head and self._head_bytes > HEAD_BYTES:
+            self._refuse("431 Request Header Fields Too Large", f"the headers have more than {HEAD_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._head_bytes and self._head_timer is None:  # a next request began to come amid this one
+            self._unset_keepalive_if_required()
+            self._await_head()
+        if self.transport.get_write_buffer_size():
+            self._await_reader()
+
+    def _await_head(self) -> None:
+        if self._read_seconds:
+            self._head_timer = self.loop.call_later(self._read_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._head_bytes:
+            self._refuse(
+                "408 Request Timeout", f"the request did not come within the {self._read_seconds:g} s that it has"
+            )
+        else:
+            self.transport.close()  # nothing was asked
+
+    def _refuse(self, status: str, message: str) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(REFUSAL.format(status, len(message), message).encode())
+            self.transport.close()
+
+    def _await_reader(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        if self._write_seconds and self._write_timer is None:
+            self._write_timer = self.loop.call_later(self._write_seconds, self._reader_is_late)
+
+    def _reader_is_late(self) -> None:
+        self._write_timer = None
+        unread = self.transport.get_write_buffer_size()
+        if 0 < self._unread <= unread:
+            self._reset()
+        elif unread:
+            self._await_reader()
+
+    def _reset(self) -> None:
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+        self.transport.abort()
