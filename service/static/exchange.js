@@ -68,7 +68,7 @@ export class Exchange {
     } else {
       let at = 0;
       while (on.text[at] === off.text[at]) at += 1;
-      this._verdict.textContent = `The texts differ from character ${at + 1} on: two tokens were almost equally likely there.`;
+      this._verdict.textContent = `The texts differ from character ${at + 1} on. Rounding can do that where two tokens are almost equally likely.`;
       this._verdict.dataset.equal = "false";
     }
     this._told(this._verdict.textContent);

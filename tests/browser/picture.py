@@ -1,4 +1,4 @@
-"""python -m tests.browser.picture URL FILE: the README's picture of the page, from a server that serves the demo model."""
+"""python -m tests.browser.picture URL FILE: the README's picture of the page of a server with the demo model."""
 
 import sys
 import tempfile

@@ -115,6 +115,17 @@ def test_a_connection_that_breaks(page: Page) -> None:
         assert answer(page) == said_by_the_api(server, chats(page)[-1])
 
 
+def test_an_answer_that_a_proxy_cuts_short(page: Page, demo: Serving) -> None:
+    """The response ends as if all were well, but for its last event."""
+    visit(page, demo)
+    page.run(
+        "{ const asked = fetch; window.fetch = async (path, options) => { const response = await asked(path, options);"
+        " return path.endsWith('completions') ? new Response((await response.text()).slice(0, 2000)) : response } }"
+    )
+    ask(page)
+    assert error(page).startswith("The connection was lost. ") and answer(page)
+
+
 def test_a_server_that_comes_back(page: Page) -> None:
     """It goes in mid-stream; the page says so, finds the next one by itself, and asks it."""
     page.excused = ("ERR_",)
