@@ -33,7 +33,7 @@ async function ask(path, key, options = {}) {
 async function refusal(response) {
   const body = await response.json().catch(() => null); // a proxy's error page is no JSON
   const title = TITLES[response.status] ?? `The server failed with status ${response.status}`;
-  let message = body?.error?.message ?? "It does not say why.";
+  let message = body?.error?.message ?? "it does not say why";
   const wait = response.headers.get("retry-after");
   if (response.status === 429 && wait) message += ` (in about ${wait} s)`;
   const passing = [404, 429].includes(response.status) || response.status >= 500;
@@ -41,7 +41,7 @@ async function refusal(response) {
 }
 
 const unreachable = () =>
-  new Failure("The server cannot be reached", "It may be stopped, or the network is down.", "again");
+  new Failure("The server cannot be reached", "it may be stopped, or the network is down", "again");
 
 async function get(path, key) {
   const response = await ask(path, key);
@@ -77,7 +77,7 @@ export async function* chat(body, key, signal) {
 }
 
 const lost = () =>
-  new Failure("The connection was lost", "The answer above is not complete: the server went away.", "again");
+  new Failure("The connection was lost", "the answer is not complete, for the server went away", "again");
 
 // The data of server-sent events, as they come.
 async function* events(stream) {

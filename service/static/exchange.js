@@ -49,7 +49,6 @@ export class Exchange {
 
   fail(failure, remedies) {
     this.answer.state = "failed";
-    this._answers.hidden = true;
     this._fail(failure, remedies);
   }
 
@@ -75,7 +74,8 @@ export class Exchange {
   }
 
   _fail(failure, { again, key }) {
-    const words = make("p", { role: "alert" }, make("strong", {}, `${failure.title}.`), ` ${failure.message}`);
+    const words = make("p", { role: "alert" }, make("strong", {}, failure.title), `: ${failure.message}`);
+    this._answers.hidden = this.answer.text === "";
     const buttons = [];
     if (failure.remedy === "key") buttons.push(button("Enter a key", key));
     if (failure.remedy !== null) buttons.push(button("Ask again", () => again(this)));

@@ -46,9 +46,9 @@ function begin() {
 }
 
 function end() {
+  follow();
   running = null;
   send.textContent = "Send";
-  follow();
 }
 
 function stop() {
