@@ -12,6 +12,7 @@ export class Failure extends Error {
 const TITLES = {
   400: "The server refuses this question",
   401: "This server wants an API key",
+  404: "The server has another model now",
   413: "This conversation is too long for the server",
   429: "The server is busy",
   503: "The server is not ready",
@@ -23,8 +24,7 @@ async function ask(path, key, options = {}) {
   try {
     response = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Failure("The server cannot be reached", "It may be stopped, or the network is down.", "again");
+    throw error.name === "AbortError" ? error : unreachable();
   }
   if (!response.ok) throw await refusal(response);
   return response;
@@ -33,20 +33,29 @@ async function ask(path, key, options = {}) {
 async function refusal(response) {
   const body = await response.json().catch(() => null); // a proxy's error page is no JSON
   const title = TITLES[response.status] ?? `The server failed with status ${response.status}`;
-  let message = body?.error?.message ?? "It does not say why.";
+  let message = body?.error?.message ?? "it does not say why";
   const wait = response.headers.get("retry-after");
   if (response.status === 429 && wait) message += ` (in about ${wait} s)`;
-  const remedy = response.status === 401 ? "key" : response.status === 429 || response.status >= 500 ? "again" : null;
-  return new Failure(title, message, remedy);
+  const passing = [404, 429].includes(response.status) || response.status >= 500;
+  return new Failure(title, message, response.status === 401 ? "key" : passing ? "again" : null);
+}
+
+const unreachable = () =>
+  new Failure("The server cannot be reached", "it may be stopped, or the network is down", "again");
+
+async function get(path, key) {
+  const response = await ask(path, key);
+  return response.json().catch(() => {
+    throw unreachable(); // it went away amid its answer
+  });
 }
 
 export async function model(key) {
-  const response = await ask("/v1/models", key);
-  return (await response.json()).data[0].id;
+  return (await get("/v1/models", key)).data[0].id;
 }
 
 export async function health() {
-  return (await ask("/health")).json();
+  return get("/health");
 }
 
 // The parts of a streamed answer: {text, trace, end}, `end` being null but in the last.
@@ -68,7 +77,7 @@ export async function* chat(body, key, signal) {
 }
 
 const lost = () =>
-  new Failure("The connection was lost", "The answer above is not complete: the server went away.", "again");
+  new Failure("The connection was lost", "the answer is not complete, for the server went away", "again");
 
 // The data of server-sent events, as they come.
 async function* events(stream) {

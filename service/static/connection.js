@@ -38,7 +38,7 @@ export async function probe() {
   }
 }
 
-// Another key may open what this one did not.
+// Asks for the name again: another key may open what this one did not, another server have another model.
 export function forget() {
   name = null;
   probe();

@@ -49,7 +49,6 @@ export class Exchange {
 
   fail(failure, remedies) {
     this.answer.state = "failed";
-    this._answers.hidden = true;
     this._fail(failure, remedies);
   }
 
@@ -68,14 +67,15 @@ export class Exchange {
     } else {
       let at = 0;
       while (on.text[at] === off.text[at]) at += 1;
-      this._verdict.textContent = `The texts differ from character ${at + 1} on: two tokens were almost equally likely there.`;
+      this._verdict.textContent = `The texts differ from character ${at + 1} on. Rounding can do that where two tokens are almost equally likely.`;
       this._verdict.dataset.equal = "false";
     }
     this._told(this._verdict.textContent);
   }
 
   _fail(failure, { again, key }) {
-    const words = make("p", { role: "alert" }, make("strong", {}, `${failure.title}.`), ` ${failure.message}`);
+    const words = make("p", { role: "alert" }, make("strong", {}, failure.title), `: ${failure.message}`);
+    this._answers.hidden = this.answer.text === "";
     const buttons = [];
     if (failure.remedy === "key") buttons.push(button("Enter a key", key));
     if (failure.remedy !== null) buttons.push(button("Ask again", () => again(this)));

@@ -33,9 +33,9 @@ async function ask(text) {
     end();
     return;
   }
-  if (!signal.aborted) await exchange.ask(settings.settings.key, signal, remedies);
+  await exchange.ask(settings.settings.key, signal, remedies);
   if (wanted() && !signal.aborted) await exchange.replay(settings.settings.key, signal, remedies);
-  if (exchange.answer.state === "failed") connection.probe();
+  if (exchange.answer.state === "failed") connection.forget();
   if (running?.signal === signal) end();
 }
 
@@ -46,9 +46,9 @@ function begin() {
 }
 
 function end() {
+  follow();
   running = null;
   send.textContent = "Send";
-  follow();
 }
 
 function stop() {

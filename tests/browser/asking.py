@@ -16,11 +16,16 @@ TEXT = "article:last-child .answer .text"
 def visit(page: Page, server: Serving, ready: bool = True, **kept: Any) -> None:
     """`kept` are settings that the browser has from before."""
     if kept:
-        keep = f"localStorage.setItem('gorgon.settings', {json.dumps(json.dumps(kept))})"
-        page.call("Page.addScriptToEvaluateOnNewDocument", source=keep)
+        keep(page, **kept)
     page.open(f"http://127.0.0.1:{server.address[1]}/")
     if ready:
         page.until(READY)
+
+
+def keep(page: Page, **settings: Any) -> None:
+    """Settings for all that this page opens."""
+    program = f"localStorage.setItem('gorgon.settings', {json.dumps(json.dumps(settings))})"
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=program)
 
 
 def ask(page: Page, question: str = QUESTION, wait: bool = True) -> None:

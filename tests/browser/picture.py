@@ -1,10 +1,10 @@
-"""python -m tests.browser.picture URL FILE: the README's picture of the page, from a server that serves the demo model."""
+"""python -m tests.browser.picture URL FILE: the README's picture of the page of a server with the demo model."""
 
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.browser.asking import DONE, QUESTION, READY, TEXT
+from tests.browser.asking import DONE, QUESTION, READY, TEXT, keep
 from tests.browser.chromium import browser, find
 
 
@@ -13,7 +13,8 @@ def main(url: str, file: str) -> None:
     assert program, "there is no Chromium in PATH: apt-get install chromium"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, browser(program, Path(home)) as new_page:
         page = new_page()
-        page.size(1200, 780)
+        page.size(1200, 800)
+        keep(page, speculation="number", nodes=10)
         page.open(url)
         page.until(READY)
         page.click("#question")
@@ -22,8 +23,7 @@ def main(url: str, file: str) -> None:
         page.until(DONE)
         page.click("#replay")
         page.until(f"document.querySelector('.verdict[data-equal]') && {DONE}")
-        widest = "[...document.querySelectorAll('.text .token')].map(e => e.dataset.step)[12]"
-        page.hover(f"{TEXT} .token[data-step='{page.run(widest)}']")
+        page.hover(f"{TEXT} .token[data-step='2']")
         page.until("document.querySelector('.text .chosen') && tree.checkVisibility()")
         page.shot(Path(file))
 

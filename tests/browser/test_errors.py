@@ -27,7 +27,8 @@ def test_a_question_that_is_too_long(page: Page, demo: Serving) -> None:
     page.excused = ("status of 400",)
     visit(page, demo)
     ask(page, "abc " * 300)
-    assert error(page).startswith("The server refuses this question. ") and "the context 256" in error(page)
+    assert error(page).startswith("The server refuses this question: ") and "the context 256" in error(page)
+    assert not page.run("document.querySelector('.answer').checkVisibility()"), "there is no answer"
     ask(page)
     assert len(chats(page)[1]["messages"]) == 1 and answer(page) == said_by_the_api(demo, chats(page)[1])
 
@@ -65,7 +66,7 @@ def test_a_server_that_is_still_loading(page: Page) -> None:
         visit(page, server, ready=False)
         page.until("document.getElementById('state').textContent === 'The server is not ready, trying again …'")
         ask(page, "abc")
-        assert error(page) == "The server is not ready. the model is loading"
+        assert error(page) == "The server is not ready: the model is loading"
         loaded.set()
         page.until(READY)
         again(page)
@@ -80,7 +81,7 @@ def test_a_server_that_is_full(page: Page) -> None:
         eventually(lambda: server.thread.live == 1)
         visit(page, server)
         ask(page, "abc")
-        assert error(page).startswith("The server is busy. 1 requests run or wait") and "(in about 1 s)" in error(page)
+        assert error(page).startswith("The server is busy: 1 requests run or wait") and "(in about 1 s)" in error(page)
         session.let(float("inf"))
         other.result()
         again(page)
@@ -96,7 +97,7 @@ def test_a_step_that_fails_in_mid_stream(page: Page) -> None:
         page.until(f"document.querySelector('{TEXT}')?.textContent")
         session.fail_next = "run"
         session.let(float("inf"))
-        assert error(page).startswith("The answer ended early. ") and answer(page)
+        assert error(page).startswith("The answer ended early: ") and answer(page)
         ask(page, "def")
         assert len(chats(page)[1]["messages"]) == 1
 
@@ -109,10 +110,21 @@ def test_a_connection_that_breaks(page: Page) -> None:
         ask(page, "abc", wait=False)
         page.until(f"document.querySelector('{TEXT}')?.textContent")
         server.thread._loop.call_soon_threadsafe(server.server._drop_connections)
-        assert error(page).startswith("The connection was lost. ")
+        assert error(page).startswith("The connection was lost: ")
         session.let(float("inf"))
         again(page)
         assert answer(page) == said_by_the_api(server, chats(page)[-1])
+
+
+def test_an_answer_that_a_proxy_cuts_short(page: Page, demo: Serving) -> None:
+    """The response ends as if all were well, but for its last event."""
+    visit(page, demo)
+    page.run(
+        "{ const asked = fetch; window.fetch = async (path, options) => { const response = await asked(path, options);"
+        " return path.endsWith('completions') ? new Response((await response.text()).slice(0, 2000)) : response } }"
+    )
+    ask(page)
+    assert error(page).startswith("The connection was lost: ") and answer(page)
 
 
 def test_a_server_that_comes_back(page: Page) -> None:
@@ -126,11 +138,11 @@ def test_a_server_that_comes_back(page: Page) -> None:
         page.until(f"document.querySelector('{TEXT}')?.textContent")
         server.signal()
         server.signal()
-        assert error(page).startswith("The answer ended early. the server has stopped")
+        assert error(page).startswith("The answer ended early: the server has stopped")
         session.let(float("inf"))
     page.until("document.getElementById('state').textContent === 'The server cannot be reached, trying again …'")
     page.click(AGAIN)
-    assert error(page).startswith("The server cannot be reached. ")
+    assert error(page).startswith("The server cannot be reached: ")
     with serving(lambda: engine_on(HeldSession()), port=port) as server:
         page.until(READY)
         again(page)

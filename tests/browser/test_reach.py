@@ -6,7 +6,8 @@ import pytest
 
 from tests.browser.asking import DONE, DRAFTING, QUESTION, TEXT, answer, ask, chats, said_by_the_api, visit
 from tests.browser.chromium import Page
-from tests.service.serving import HeldSession, Serving, engine_on, serving
+from tests.fake import fake_manifest
+from tests.service.serving import HeldSession, ScriptSession, Serving, engine_on, serving
 
 COMPARED = "document.querySelector('.verdict[data-equal]')"
 # The contrast (WCAG 2.2, 1.4.3) of each text that is seen, with its words, where it is below 4.5. A canvas turns
@@ -149,6 +150,9 @@ def test_on_a_phone(page: Page, demo: Serving) -> None:
     ask(page)
     page.click("#replay")
     page.until(f"{COMPARED} && {DONE}")
+    verdict, composer = page.run("[document.querySelector('.verdict').getBoundingClientRect().bottom,"
+                                 " document.getElementById('composer').getBoundingClientRect().top]")  # fmt: skip
+    assert verdict <= composer + 8, "the page follows what comes"
     assert page.run(narrow) and not page.run("panel.checkVisibility()")
     page.click(f"{TEXT} .token[data-step='1']")
     page.until("panel.checkVisibility() && tree.checkVisibility()")
@@ -164,6 +168,16 @@ def test_on_a_phone(page: Page, demo: Serving) -> None:
     assert not page.run("panel.checkVisibility()") and page.focused() == "Steps"
     page.click("#open-settings")
     assert page.run(narrow) and page.run("settings.getBoundingClientRect().right <= 360")
+
+
+def test_a_word_that_is_wider_than_a_phone(page: Page) -> None:
+    page.size(360, 740, phone=True)
+    manifest = fake_manifest(chat_template="{{ messages[0].content }}")
+    with serving(lambda: engine_on(ScriptSession(manifest, [64]))) as server:
+        visit(page, server)
+        ask(page, "x" * 20)
+        assert len(answer(page)) > 80 and len(set(answer(page))) == 1
+        assert page.run("document.documentElement.scrollWidth") == 360
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])

@@ -47,6 +47,14 @@ def test_what_is_imported_is_declared() -> None:
     assert required - LENT <= used
 
 
+def test_the_page_is_packaged() -> None:
+    """Each of its files is matched by package-data, whatever its name ends with."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    packaged = {file for pattern in patterns for file in (ROOT / "service").glob(pattern)}
+    files = {file for file in (ROOT / "service").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert files == packaged & files and ROOT / "service" / "static" / "page.html" in files
+
+
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = re.findall(r"^([A-Za-z0-9_.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
