@@ -21,7 +21,7 @@ PACKAGES := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help serve export bench bench-load bench-peers test test-full lint format demo-model
+.PHONY: help serve export bench bench-load bench-chat bench-guidellm bench-peers test test-full lint format demo-model
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculat
 
 bench-load: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT behind HTTP, under load
 	$(PY) -m runtime.bench load --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(LOAD_PROMPTS)) $(OPTIONS)
+
+bench-chat: .venv/.bench $(DEMO_ARTIFACT) ## measure the first token of a chat's turns, with and without prefix reuse
+	$(PY) -m runtime.bench chat --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(LOAD_PROMPTS)) $(OPTIONS)
+
+bench-guidellm: .venv/.bench $(DEMO_ARTIFACT) ## run guidellm, installed into .peers, against the server
+	$(PY) -m runtime.bench guidellm --artifact $(ARTIFACT) $(OPTIONS)
 
 bench-peers: .venv/.bench $(foreach precision,fp32 int8 int4,artifacts/demo-$(precision)/manifest.json) ## measure Gorgon against its peers, each installed into .peers
 	$(PY) -m runtime.bench peers $(OPTIONS)

@@ -104,8 +104,9 @@ class Envelope:
         body = {**self._head, "object": self.shape.chunk, "choices": choices}
         return event(body | {"usage": usage} if with_usage else body)
 
-    def usage(self) -> dict[str, Any]:
-        sequences = [choice.answer.sequence for choice in self._choices]
+    def usage(self, only: Choice | None = None) -> dict[str, Any]:
+        """Of all choices, or of one, as of now: of a choice that still runs, with tokens that are not text as yet."""
+        sequences = [choice.answer.sequence for choice in (self._choices if only is None else (only,))]
         prompt = sum(len(s.prompt) for s in sequences[:: self._per_prompt] if s is not None)
         completion = sum(len(s.tokens) for s in sequences if s is not None)
         return {

@@ -99,11 +99,11 @@ class ChunkStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event, shape: Shape, with_usage: bool
+        self, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event, shape: Shape, body: Body
     ) -> None:
         super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._envelope, self._choices, self._news = envelope, choices, news
-        self._shape, self._with_usage = shape, with_usage
+        self._shape, self._with_usage, self._all_along = shape, body.usage_at_the_end, body.usage_all_along
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -114,14 +114,14 @@ class ChunkStream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        events = [self._chunk(part) for choice in self._choices for part in self._shape.begin(choice)]
+        events = [self._chunk(choice, part) for choice in self._choices for part in self._shape.begin(choice)]
         running = list(self._choices)
         while running:
             await self._news.wait()
             self._news.clear()
             for choice in list(running):
                 pieces, ended = choice.answer.take()
-                events += [self._chunk(self._shape.piece(choice, piece)) for piece in pieces]
+                events += [self._chunk(choice, self._shape.piece(choice, piece)) for piece in pieces]
                 if not ended:
                     continue
                 running.remove(choice)
@@ -131,7 +131,7 @@ class ChunkStream(StreamingResponse):
                     events.append(event(error_of(error)))
                     running = []
                     break
-                events.append(self._chunk(self._shape.end(choice)))
+                events.append(self._chunk(choice, self._shape.end(choice)))
                 if not running and self._with_usage:
                     events.append(self._envelope.chunk([], self._envelope.usage(), True))
             if not running:
@@ -139,8 +139,9 @@ class ChunkStream(StreamingResponse):
             await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": bool(running)})
             events = []
 
-    def _chunk(self, part: dict[str, Any]) -> str:
-        return self._envelope.chunk([part], None, self._with_usage)
+    def _chunk(self, choice: Choice, part: dict[str, Any]) -> str:
+        usage = self._envelope.usage(choice) if self._all_along else None
+        return self._envelope.chunk([part], usage, self._with_usage)
 
 
 def _names(http: Request) -> tuple[str, ...]:
@@ -213,7 +214,7 @@ async def _respond(
     try:
         await unless_gone(_admitted(choices), http.receive)
         if body.stream:
-            return ChunkStream(envelope, choices, news, envelope.shape, body.usage_at_the_end)
+            return ChunkStream(envelope, choices, news, envelope.shape, body)
         whole = await unless_gone(_whole([choice.answer for choice in choices], news), http.receive)
     except BaseException:
         _cancel(choices)

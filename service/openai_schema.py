@@ -22,6 +22,15 @@ class Body(BaseModel):
 
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="A last chunk with the usage of all choices.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="As vLLM's: in every other chunk the usage of its choice so far. Goes with include_usage."
+    )
+
+    @model_validator(mode="after")
+    def _with_the_last(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise PydanticCustomError("stream_options", "continuous_usage_stats goes with include_usage: true")
+        return self
 
 
 class Request(Body):
@@ -75,6 +84,10 @@ class Request(Body):
     @property
     def usage_at_the_end(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def usage_all_along(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
     def sampling(self, max_tokens: int, choice: int) -> SamplingParams:
         """How choice number `choice` is sampled. Raises ParameterError."""

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from service.options import OPTIONS
 from tests.service.serving import SECONDS, HeldSession, engine_on, serving
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+DOCKERFILES = {"Dockerfile": "serve", "Dockerfile.cuda": "gpu"}  # to the extra that each installs
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
@@ -59,14 +60,15 @@ def test_the_choice_of_models_is_a_label_that_is_there(labels: dict[str, set[str
     assert label in labels[name]
 
 
-def test_the_health_check_of_the_image() -> None:
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_health_check_of_the_image(name: str) -> None:
     loaded = threading.Event()
 
     def load() -> Engine:
         assert loaded.wait(SECONDS)
         return engine_on(HeldSession())
 
-    line = re.search(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    line = re.search(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", dockerfile(name), re.MULTILINE)
     assert line
     command = [sys.executable, *json.loads(line[1])[1:]]
     with serving(load, ready=False) as server:
@@ -77,11 +79,27 @@ def test_the_health_check_of_the_image() -> None:
         assert subprocess.run(command, env=environment).returncode == 0
 
 
-def test_what_the_image_is_built_from() -> None:
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_the_image_is_built_from(name: str) -> None:
     """It cannot be built here: at least what it copies is there and let through, and what it sets is known."""
-    let = re.findall(r"^!(.+)$", (ROOT / "deploy" / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
-    sources = [name for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]]
+    text = dockerfile(name)
+    let = re.findall(r"^!(.+)$", (ROOT / "deploy" / f"{name}.dockerignore").read_text(), re.MULTILINE)
+    sources = [name for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for name in line.split()[:-1]]
     assert sorted(sources) == sorted(let) and all((ROOT / name).exists() for name in sources)
-    assert set(re.findall(r"GORGON_\w+(?==)", DOCKERFILE)) <= {option.variable for option in OPTIONS}
-    assert re.search(r"^RUN pip install .*--constraint constraints.txt", DOCKERFILE, re.MULTILINE)
-    assert DOCKERFILE.index("USER gorgon") < DOCKERFILE.index("ENTRYPOINT")
+    assert set(re.findall(r"GORGON_\w+(?==)", text)) <= {option.variable for option in OPTIONS}
+    [extra] = re.findall(r"^RUN pip install .*--constraint constraints.txt '\.\[(\w+)\]'", text, re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extra == DOCKERFILES[name] and len(extras[extra]) == 1 and extras[extra][0].startswith("onnxruntime")
+    assert text.index("pip install") < text.index("USER gorgon") < text.index("ENTRYPOINT")
+    assert f"docker build -f deploy/{name} " in text
+
+
+def test_the_images_differ_in_what_they_stand_on() -> None:
+    """Everything from the sources on is the same, but for the extra and the environment that Ubuntu's Python needs."""
+    plain, cuda = (dockerfile(name).partition("COPY pyproject.toml")[2] for name in DOCKERFILES)
+    assert plain.replace("'.[serve]'", "'.[gpu]'") == cuda
+    assert re.search(r"^FROM nvidia/cuda:13\.\d+\.\d+-cudnn-runtime-", dockerfile("Dockerfile.cuda"), re.MULTILINE)
+
+
+def dockerfile(name: str) -> str:
+    return (ROOT / "deploy" / name).read_text()

@@ -71,6 +71,22 @@ def test_a_chat_streamed(client: OpenAI) -> None:
         assert (own[-1].finish_reason, own[-1].delta.content) == (choice.finish_reason, None)
 
 
+def test_usage_all_along(client: OpenAI) -> None:
+    """As load generators ask for it: each chunk counts its own choice, the last all of them."""
+    options: dict[str, Any] = {"prompt": ["abc", "hijk"], "n": 2, "max_tokens": 30, "model": MODEL, "stream": True}
+    asked: Any = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = client.completions.create(**options, stream_options=asked, extra_body={"ignore_eos": True})
+    assert last.usage is not None and last.choices == []
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (7, 120)
+    for i in range(4):
+        usages = [chunk.usage for chunk in chunks if chunk.choices[0].index == i]
+        counts = [usage.completion_tokens for usage in usages if usage is not None]
+        assert len(counts) == len(usages) > 1 and counts == sorted(counts) and 1 <= counts[0] and counts[-1] == 30
+        assert {usage.prompt_tokens for usage in usages if usage is not None} == {3 if i < 2 else 4}
+    with pytest.raises(openai.BadRequestError, match="goes with include_usage"):
+        client.completions.create(**options, stream_options={"continuous_usage_stats": True})  # type: ignore[typeddict-unknown-key]
+
+
 def test_the_bytes_of_a_stream(server: Serving) -> None:
     body = {"messages": MESSAGES, "max_tokens": 5, "stream": True, "ignore_eos": True, **GREEDY}
     lines = server.client.post("/v1/chat/completions", json=body).text.split("\n\n")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime import errors
+
 ROOT = Path(__file__).parents[2]
 PARTS = ("export", "runtime", "service")
 HEAVY = {"torch", "transformers", "sentencepiece", "gguf", "huggingface_hub"}
@@ -81,6 +83,16 @@ def test_make_help_lists_every_target() -> None:
     [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     shown = subprocess.run(["make", "help"], check=True, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
     assert set(re.findall(r"^  make ([a-z-]+) ", shown, re.MULTILINE)) == set(phony.split())
+
+
+def test_every_exit_code_is_documented() -> None:
+    def classes(root: type[errors.GorgonError]) -> Iterator[type[errors.GorgonError]]:
+        yield root
+        for child in root.__subclasses__():
+            yield from classes(child)
+
+    documented = re.findall(r"^\| (\d) \| ", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert {int(code) for code in documented} == {0} | {error.exit_code for error in classes(errors.GorgonError)}
 
 
 def _module(entry: str) -> str:
