@@ -24,6 +24,7 @@ from service.answer import Answer, Piece
 from service.body_limit import BodyLimit
 from service.client import unless_gone
 from service.config import WebConfig
+from service.direct import DirectRoute
 from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
 from service.keys import KeyCheck, Keys
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
 
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every event
 RETRY_AFTER = "1"  # seconds, while it loads or drains
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 # FastAPI's own would be on, with the messages of errors: service/tracing.py says what is told, and only if asked
@@ -47,7 +49,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 RESPONSES[401] = {"model": OpenAIError}
 RESPONSES[200] = {"content": {"text/event-stream": {}}}
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAPI:
@@ -204,7 +206,7 @@ def _said(piece: Piece) -> dict[str, Any]:
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {ENCODE(data)}\n\n"
 
 
 async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:

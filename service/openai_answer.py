@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TYPES = {429: "rate_limit_error", **dict.fromkeys((400, 401, 404, 405, 408, 413, 422), "invalid_request_error")}
 KNOWN: dict[type[Exception], str] = {ContextError: "context_length_exceeded", UnknownModelError: "model_not_found"}
 PARAMS: dict[type[Exception], str] = {UnknownModelError: "model"}
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every event
 CODES = {408: "body_too_late", 413: "body_too_large", 429: "queue_full", 503: "not_ready", 504: "timeout"}
 
 
@@ -196,4 +197,4 @@ class TextShape:
 
 
 def event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {ENCODE(data)}\n\n"

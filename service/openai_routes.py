@@ -16,6 +16,7 @@ from runtime.errors import GorgonError, ParameterError, UnknownModelError
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
 from service.client import unless_gone
+from service.direct import DirectRoute
 from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
 from service.openai_answer import ChatShape, Choice, Envelope, Shape, TextShape, error_of, event
@@ -31,7 +32,7 @@ T = TypeVar("T")
 REFUSALS = (400, 401, 404, 408, 413, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in REFUSALS}
 ANSWERS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 def speaks_openai(http: Request) -> bool:

@@ -5,8 +5,20 @@ import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from runtime.errors import ParameterError
 from runtime.params import SamplingParams, StructuredOutputs
@@ -122,22 +134,37 @@ class GenerateRequest(BaseModel):
             raise PydanticCustomError("raw_messages", "raw goes with prompt: messages need the chat template")
         return raw
 
-    @field_validator(*_SAMPLING)
+    _params: SamplingParams = PrivateAttr()
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _in_range(cls, value: Any, info: ValidationInfo) -> Any:
+    def _in_range(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Checks all ranges at once; each by itself only where one is wrong, to say which."""
+        request = read(data)
         try:
-            given: dict[str, Any] = {str(info.field_name): value.outputs if isinstance(value, Structured) else value}
-            SamplingParams(**given)
-        except ParameterError as error:
-            raise PydanticCustomError("parameter", "{message}", {"message": str(error)}) from None
-        return value
+            request._params = SamplingParams(**{name: request._sampling(name) for name in _SAMPLING})
+        except ParameterError:
+            raise ValidationError.from_exception_data(cls.__name__, request._wrong()) from None
+        return request
 
     @property
     def params(self) -> SamplingParams:
-        values: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLING}
-        if self.structured_outputs is not None:
-            values["structured_outputs"] = self.structured_outputs.outputs
-        return SamplingParams(**values)
+        return self._params
+
+    def _sampling(self, name: str) -> Any:
+        """Raises ParameterError."""
+        value = getattr(self, name)
+        return value.outputs if isinstance(value, Structured) else value
+
+    def _wrong(self) -> list[InitErrorDetails]:
+        wrong = []
+        for name in _SAMPLING:
+            try:
+                SamplingParams(**{name: self._sampling(name)})
+            except ParameterError as error:
+                kind = PydanticCustomError("parameter", "{message}", {"message": str(error)})
+                wrong.append(InitErrorDetails(type=kind, loc=(name,), input=getattr(self, name)))
+        return wrong
 
 
 class Usage(BaseModel):
