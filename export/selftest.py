@@ -9,22 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from export.arithmetic import ARITHMETIC
 from export.checkpoint import Checkpoint
 from export.heads import MedusaHeads
 from export.reference import Reference, chain_and_tree, log_softmax
 from runtime.batch import Packer
-from runtime.errors import SelfTestError
+from runtime.errors import ConfigurationError, SelfTestError
 from runtime.manifest import Manifest
-from runtime.ragged import RaggedSession
+from runtime.params import EngineConfig
+from runtime.providers import NAMES
 from runtime.session import Draft, Session
+from runtime.sessions import open_session
 from runtime.tree import Tree
 
 PROMPTS = (12, 5)  # tokens of each row's prompt
 CHUNK = 8
 PARENTS = ((-1, 0, 1, 2, 1, 0, 5), (-1, 0, 0, 2))  # of each row's tree
-LIMITS: Mapping[str, float] = {"fp32": 2e-4, "int8": 0.1, "int8-block32": 0.1, "int4": 0.1}
+LIMITS: Mapping[str, Mapping[str, float]] = {
+    "ragged": {"fp32": 2e-4, "int8": 0.1, "int8-block32": 0.1, "int4": 0.1},
+    "padded": {"fp32": 2e-4, "fp16": 0.02, "bf16": 0.1, "int4": 0.05},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +46,33 @@ class Report:
         return f"largest error of the logits {self.decoder:.1e} of their scale{heads}; allowed {self.limit:g}"
 
 
+def check_machine(form: str, precision: str) -> None:
+    """Raises ConfigurationError where an artifact of this form and precision cannot be run here, and so not tested."""
+    if precision == "bf16" and NAMES["cuda"] not in ort.get_available_providers():
+        raise ConfigurationError(
+            f"the self-test cannot run {form} bf16 here: ONNX Runtime's CPU provider has no MatMul of bf16, and there"
+            f" is no {NAMES['cuda']}: export where there is one, export fp16, or keep it unchecked with --no-self-test"
+        )
+
+
 def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None) -> Report:
     """Raises SelfTestError if the artifact in `directory` does not compute what its checkpoint and heads do."""
     manifest = Manifest.read(directory)
     prompts, trees = _work(manifest)
-    session = RaggedSession(directory, manifest, rows=len(PROMPTS))
+    config = EngineConfig(rows=len(PROMPTS), kv_memory=len(PROMPTS) * manifest.capacity * manifest.kv_bytes)
     try:
+        session = open_session(directory, manifest, config, lambda message: None)
         logits, draft = _artifact(session, prompts, trees)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise SelfTestError(f"{directory.name} does not run: {error}") from error
-    reference = Reference(checkpoint.config, checkpoint.tensor, ARITHMETIC[manifest.precision])
+    reference = Reference(checkpoint.config, checkpoint.tensor, ARITHMETIC[manifest.form][manifest.precision])
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
     states = [hidden[len(prompt) :] for hidden, prompt in zip(reference.hidden_states(spans), prompts, strict=True)]
     decoder = _share(logits, reference.logits(np.concatenate(states)))
     of_heads = None
     if heads is not None and draft is not None:
         of_heads = _draft_error(draft, reference.head_logits(heads, np.stack([hidden[0] for hidden in states])))
-    report = Report(decoder, of_heads, LIMITS[manifest.precision])
+    report = Report(decoder, of_heads, LIMITS[manifest.form][manifest.precision])
     if not (decoder <= report.limit and (of_heads is None or of_heads <= report.limit)):
         raise SelfTestError(f"{directory.name}: {report}; the artifact was not kept")
     return report

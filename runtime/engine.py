@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from runtime.admission import admit, kv_bytes
@@ -29,11 +30,11 @@ from runtime.lookup import Lookup
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
-from runtime.ragged import RaggedSession
-from runtime.sampling import draw
+from runtime.sampling import draw, draw_best
 from runtime.scheduler import Copy, Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
-from runtime.session import Draft, Result, Session
+from runtime.session import Batch, Draft, Result, Session
+from runtime.sessions import open_session
 from runtime.speculation import Speculator
 from runtime.stats import Stats
 from runtime.text import Pieces, TextStream
@@ -91,7 +92,7 @@ class Engine:
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # the package raises bare Exception
             raise ArtifactError(f"{directory / 'tokenizer.json'} does not load: {error}") from error
-        session = RaggedSession(directory, manifest, config.rows, config.threads)
+        session = open_session(Path(path), manifest, config, progress)
         if cost is None:
             cost = load_or_measure(Path(path), session, config, progress)
         return cls(session, tokenizer, config, cost)
@@ -219,6 +220,7 @@ class Engine:
                 for s, n, tree in zip(plan.sequences, plan.prefill, trees, strict=True)
             ]
             batch, first = self._packer.pack(works)
+            batch = replace(batch, temperature=_temperature(plan, batch, first))
             began = self._clock()
             result = self.session.run(batch)
             seconds = self._clock() - began
@@ -304,12 +306,15 @@ class Engine:
     def _choose(self, s: Sequence, result: Result, node: int, t: int, drafted: Items[int]) -> int:
         """The model's own token after a node, the t-th of this step; `drafted` are what its children continue with."""
         if s.choice is not None:
-            return s.choice.choose(result.logits[node], drafted)
+            return s.choice.choose(result.row(node), drafted)
         if s.params.temperature == 0:
             best = int(result.argmax[node])
             _check_finite(result, node, best)
             return best
-        return draw(result.logits[node], s.params, s.seed, 0, len(s.tokens) + t)
+        at = len(s.tokens) + t
+        few = result.best(node)
+        token = None if few is None else draw_best(few, s.params, s.seed, 0, at)
+        return draw(result.row(node), s.params, s.seed, 0, at) if token is None else token
 
     def _emit(self, s: Sequence, tokens: list[int]) -> Output:
         """Appends tokens up to the first that ends the sequence."""
@@ -358,7 +363,16 @@ def _output(s: Sequence, before: int, text: str) -> Output:
     return Output(s, tuple(s.tokens[before:]), text, s.finish_reason, logprobs)
 
 
+def _temperature(plan: Plan, batch: Batch, first: Items[int]) -> np.ndarray | None:
+    """[wanted]: of each node that a plain draw may be made from; None where there is none."""
+    drawn = [s.params.temperature if s.choice is None else 0.0 for s in plan.sequences]
+    if not any(drawn):
+        return None
+    ends = [*first[1:], len(batch.wanted)]
+    return np.repeat(np.array(drawn, np.float64), np.subtract(ends, first))
+
+
 def _check_finite(result: Result, node: int, token: int) -> None:
-    value = float(result.logits[node, token])
+    value = result.peak(node)
     if not math.isfinite(value):
         raise StepError(f"the model's logits have the maximum {value} at token {token}: it has to be finite")

@@ -20,6 +20,12 @@ def cpu() -> tuple[str, tuple[str, ...]]:
     return name[1] if name else platform.processor() or platform.machine(), tuple(x for x in ISA if x in known)
 
 
+def gpus() -> tuple[str, ...]:
+    """Models of NVIDIA's GPUs, as the driver tells them."""
+    told = [file.read_text() for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return tuple(found[1] for text in told if (found := re.search(r"^Model:\s*(.*)$", text, re.MULTILINE)))
+
+
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
