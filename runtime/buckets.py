@@ -51,7 +51,7 @@ def plan(counts: Sequence[int], most: int, least: int, free: int) -> tuple[list[
     for narrow in sorted({0, *(width for width in widths if width <= MAX_NODES)}):
         wide = sum(max(free, width) for width in widths if width > narrow)
         cost = wide + (max(free, rows * narrow) if narrow else 0)
-        if best is None or cost < best[0]:
+        if best is None or cost <= best[0]:  # of equal ones the one with fewer runs
             best = cost, narrow
     assert best is not None
     narrow = best[1]

@@ -7,7 +7,9 @@ import numpy as np
 
 from runtime.batch import Packer
 from runtime.manifest import Manifest
-from runtime.ragged import RaggedSession
+from runtime.params import EngineConfig
+from runtime.session import Session
+from runtime.sessions import open_session
 from runtime.tree import Tree, lone
 
 ROWS = 8
@@ -17,13 +19,15 @@ ROWS = 8
 class Model:
     """A session and its packer: logits of whatever rows bring."""
 
-    session: RaggedSession
+    session: Session
     packer: Packer
 
     @classmethod
     def load(cls, artifact: Path, exact: bool = True) -> "Model":
         manifest = Manifest.read(artifact)
-        return cls(RaggedSession(artifact, manifest, ROWS, 2), Packer(exact, manifest.even_tokens, manifest.context))
+        config = EngineConfig(rows=ROWS, threads=2, kv_memory=1 << 30)
+        session = open_session(artifact, manifest, config, lambda message: None)
+        return cls(session, Packer(exact, manifest.even_tokens, manifest.context))
 
     def run(self, works: list[tuple[int, list[int] | Tree]]) -> list[np.ndarray]:
         """For each row the logits of its tree's nodes [nodes, vocab], or of its chunk's last token [1, vocab]."""
