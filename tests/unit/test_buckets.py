@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime.batch import Packer
-from runtime.buckets import Run, node_bucket, node_buckets, plan, row_bucket, row_buckets
+from runtime.buckets import Run, node_bucket, node_buckets, plan, row_buckets
 from runtime.device import layout
 from runtime.manifest import capacity_of
 from runtime.padding import pad, shapes
