@@ -15,6 +15,7 @@ from export.arithmetic import ARITHMETIC
 from export.checkpoint import Checkpoint
 from export.heads import MedusaHeads
 from export.reference import Reference, chain_and_tree, log_softmax
+from runtime import machine
 from runtime.batch import Packer
 from runtime.errors import ConfigurationError, SelfTestError
 from runtime.manifest import Manifest
@@ -48,10 +49,11 @@ class Report:
 
 def check_machine(form: str, precision: str) -> None:
     """Raises ConfigurationError where an artifact of this form and precision cannot be run here, and so not tested."""
-    if precision == "bf16" and NAMES["cuda"] not in ort.get_available_providers():
+    if precision == "bf16" and not (machine.cuda_devices() and NAMES["cuda"] in ort.get_available_providers()):
         raise ConfigurationError(
             f"the self-test cannot run {form} bf16 here: ONNX Runtime's CPU provider has no MatMul of bf16, and there"
-            f" is no {NAMES['cuda']}: export where there is one, export fp16, or keep it unchecked with --no-self-test"
+            f" is no GPU with {NAMES['cuda']}: export where there is one, or in fp16, or keep it unchecked with"
+            " --no-self-test"
         )
 
 

@@ -39,6 +39,10 @@ class Block:
         """uint8 [size], in one copy."""
         self._value.update_inplace(content)
 
+    def copy(self, other: "Block") -> None:
+        """All of another block of the same size and device, without leaving it."""
+        self._value.update_inplace(other._value)
+
     def read(self) -> np.ndarray:
         """uint8 [size], in one copy; on the CPU the memory itself."""
         content: np.ndarray = self._value.numpy()

@@ -36,6 +36,8 @@ def load(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     for name, value in (entries or {}).items():
         options.add_session_config_entry(name, value)
+    if len(providers) > 1 or providers[0] != CPU:
+        ort.preload_dlls()  # CUDA's and cuDNN's libraries as pip's packages carry them
     try:
         # without its fallback, with which ONNX Runtime would go on by other providers
         session = ort.InferenceSession(path, options, providers=list(providers), enable_fallback=0)

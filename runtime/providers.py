@@ -13,12 +13,12 @@ from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, PROVIDERS
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-GPU_PACKAGES = "pip uninstall onnxruntime && pip install -c constraints.txt -e '.[gpu]'"
+GPU_PACKAGES = "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31'"
 INSTALL = {
     "cpu": "pip install onnxruntime",
-    "cuda": f"{GPU_PACKAGES} puts onnxruntime-gpu in onnxruntime's place, with CUDA 13 and cuDNN 9",
-    "tensorrt": f"{GPU_PACKAGES} puts onnxruntime-gpu in onnxruntime's place, and pip install tensorrt-cu13 adds "
-    "TensorRT 10",
+    "cuda": f"install onnxruntime-gpu in onnxruntime's place, with CUDA 13 and cuDNN 9 ({GPU_PACKAGES})",
+    "tensorrt": f"install onnxruntime-gpu in onnxruntime's place ({GPU_PACKAGES}) and TensorRT 10 (pip install "
+    "'tensorrt-cu13<11')",
 }
 TENSORRT_WORKSPACE = 8 << 30  # bytes that building an engine may take
 ON_CUDA = ("Attention", "TensorScatter", "RotaryEmbedding")  # where TensorRT does not build the engine whole

@@ -15,7 +15,7 @@ from runtime.graphs import Opener
 from runtime.manifest import Manifest
 from runtime.padded import PaddedSession
 from runtime.params import EngineConfig
-from runtime.providers import choose, tensorrt_options
+from runtime.providers import NAMES, choose, tensorrt_options
 from runtime.ragged import RaggedSession
 from runtime.session import Session
 
@@ -30,7 +30,9 @@ def open_session(artifact: Path, manifest: Manifest, config: EngineConfig, progr
     ConfigurationError for a provider that is not there, or rows whose keys and values exceed `config.kv_memory`.
     """
     directory = artifact.resolve()
-    provider = choose(config.provider, manifest, ort.get_available_providers())
+    # onnxruntime-gpu has its providers whether or not there is a GPU: what nobody asked for by name needs one
+    here = ort.get_available_providers() if config.provider != "auto" or machine.cuda_devices() else [NAMES["cpu"]]
+    provider = choose(config.provider, manifest, here)
     if manifest.form == "ragged":
         return RaggedSession(directory, manifest, config.rows, config.threads)
     check_memory(manifest, config)

@@ -11,6 +11,7 @@ from runtime.params import EngineConfig
 from runtime.session import Session
 from runtime.sessions import open_session
 from runtime.tree import Tree, lone
+from tests import provider
 
 ROWS = 8
 
@@ -23,9 +24,11 @@ class Model:
     packer: Packer
 
     @classmethod
-    def load(cls, artifact: Path, exact: bool = True) -> "Model":
+    def load(cls, artifact: Path, exact: bool = True, on: str = "") -> "Model":
+        """`on` a provider: else the tests' own for the padded form."""
         manifest = Manifest.read(artifact)
-        config = EngineConfig(rows=ROWS, threads=2, kv_memory=1 << 30)
+        on = on or (provider.chosen if manifest.form == "padded" else "cpu")
+        config = EngineConfig(rows=ROWS, threads=2, kv_memory=1 << 30, provider=on)
         session = open_session(artifact, manifest, config, lambda message: None)
         return cls(session, Packer(exact, manifest.even_tokens, manifest.context))
 

@@ -57,8 +57,8 @@ def test_a_provider_is_chosen(asked: str, form: str, precision: str, available: 
 @pytest.mark.parametrize(
     ("asked", "form", "precision", "available", "words"),
     [
-        ("cuda", "padded", "fp16", (CPU,), "no CUDAExecutionProvider: pip uninstall onnxruntime && pip install"),
-        ("cuda", "padded", "fp16", (CPU,), "onnxruntime-gpu"),
+        ("cuda", "padded", "fp16", (CPU,), "no CUDAExecutionProvider: install onnxruntime-gpu in onnxruntime's place"),
+        ("cuda", "padded", "fp16", (CPU,), "pip install 'onnxruntime-gpu[cuda,cudnn]"),
         ("tensorrt", "padded", "fp16", (CUDA, CPU), "tensorrt-cu13"),
         ("cpu", "padded", "fp32", (CUDA,), "no CPUExecutionProvider"),
         ("cuda", "ragged", "int8", EVERYTHING, "--form padded"),
@@ -85,6 +85,7 @@ def test_a_provider_that_onnxruntime_drops_is_an_error(tmp_path: Path, monkeypat
             return [CPU]
 
     given: dict[str, object] = {}
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     monkeypatch.setattr(ort, "InferenceSession", lambda *rest, **options: given.update(options) or Dropped())
     with pytest.raises(ConfigurationError, match="provider cuda does not load on this machine"):
         graphs.load(tmp_path / "decoder.onnx", 1, [(CUDA, {})])
@@ -236,3 +237,14 @@ def test_cuda_captures_the_decoder_and_nothing_beside_it(
     for (_, _, [(name, options)], entries), graph in zip(loaded, (captured, "0"), strict=True):
         assert name == CUDA and options["enable_cuda_graph"] == graph
         assert entries == {"session.disable_cpu_ep_fallback": "1"}, "no node may run on the host unheard"
+
+
+@pytest.mark.parametrize(("gpus", "provider"), [(0, CPU), (1, CUDA)])
+def test_auto_needs_a_gpu_and_not_only_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, provider: str
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(EVERYTHING))
+    monkeypatch.setattr("runtime.machine.cuda_devices", lambda: gpus)
+    monkeypatch.setattr(sessions, "PaddedSession", lambda directory, manifest, rows, chosen, opener: NAMES[chosen])
+    config = EngineConfig(rows=1, kv_memory=1 << 30)
+    assert sessions.open_session(tmp_path, padded(), config, lambda message: None) == provider
