@@ -8,11 +8,13 @@ from pathlib import Path
 
 from export.chat import NAMES as CHAT_TEMPLATES
 from runtime.errors import GorgonError
-from runtime.manifest import PRECISIONS
+from runtime.manifest import FORMS, PRECISIONS
 
+FORM_HELP = "of the graph: ragged for CPUs, padded for CUDA and TensorRT (default: %(default)s)"
 PRECISION_HELP = (
     "of the linear layers: int8 in channels, int4 and int8-block32 in blocks of 32 weights, which keep the values of "
-    "GGUF's Q4_0 and Q8_0 bit for bit (default: %(default)s)"
+    "GGUF's Q4_0 and Q8_0 bit for bit; fp16 and bf16 in the padded form only, int8 and int8-block32 in the ragged one "
+    "(default: %(default)s)"
 )
 
 
@@ -34,11 +36,16 @@ def parser() -> argparse.ArgumentParser:
         help="Medusa heads: a file, the directory that holds it, or OWNER/NAME (default: those in CHECKPOINT, if any)",
     )  # fmt: skip
     heads.add_argument("--plain", action="store_true", help="no heads, even if CHECKPOINT has some")
+    add("--form", choices=FORMS, default="ragged", help=FORM_HELP)
     add("--precision", choices=PRECISIONS, default="int8", help=PRECISION_HELP)
     add("--context", type=int, metavar="N", help="tokens of prompt and answer together (default: the checkpoint's own)")
     add(
         "--chat-template", metavar="NAME|FILE",
         help=f"{', '.join(CHAT_TEMPLATES)}, or a file (default: the checkpoint's own, else by its name or tokens)",
+    )  # fmt: skip
+    add(
+        "--no-self-test", dest="self_test", action="store_false",
+        help="keep an artifact that this machine cannot run unchecked (bf16 without a GPU)",
     )  # fmt: skip
     add("--offline", action="store_true", help="take from the Hub only what was downloaded before")
     add("--out", type=Path, required=True, metavar="artifacts/NAME", help="the artifact to make, or to replace")
@@ -67,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{CLEAR}{options.out}: {manifest.precision}, {manifest.medusa_heads} Medusa heads, {size:.1f} MiB",
         file=sys.stderr,
     )
-    print(f"self-test: {report}", file=sys.stderr)
+    print(f"self-test: {report or 'left out'}", file=sys.stderr)
     return 0
 
 

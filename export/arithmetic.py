@@ -51,6 +51,12 @@ def int8_block_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return product
 
 
+def int4_value_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """MatMulNBits of values that are not rounded: of weights alone."""
+    product: np.ndarray = x @ int4_values(*int4(weight, INT4_BLOCK), x.shape[1]).T
+    return product
+
+
 def _in_blocks(x: np.ndarray, block: int) -> np.ndarray:
     """Every token's values rounded to 8 bits in blocks, a scale each."""
     tokens, width = x.shape
@@ -80,9 +86,18 @@ def _same(x: np.ndarray) -> np.ndarray:
 
 
 EXACT = Arithmetic(exact_product, exact_product, _same, _same)
-ARITHMETIC: Mapping[str, Arithmetic] = {
-    "fp32": EXACT,
-    "int8": Arithmetic(int8_product, int8_product, _half, _bfloat16),
-    "int8-block32": Arithmetic(int8_block_product, int8_block_product, _same, _bfloat16),
-    "int4": Arithmetic(int4_product, int8_product, _half, _bfloat16),
+ARITHMETIC: Mapping[str, Mapping[str, Arithmetic]] = {
+    "ragged": {
+        "fp32": EXACT,
+        "int8": Arithmetic(int8_product, int8_product, _half, _bfloat16),
+        "int8-block32": Arithmetic(int8_block_product, int8_block_product, _same, _bfloat16),
+        "int4": Arithmetic(int4_product, int8_product, _half, _bfloat16),
+    },
+    # 16 bits round everywhere: their noise is in the self-test's limit, not here
+    "padded": {
+        "fp32": EXACT,
+        "fp16": EXACT,
+        "bf16": EXACT,
+        "int4": Arithmetic(int4_value_product, exact_product, _same, _same),
+    },
 }

@@ -16,10 +16,12 @@ from export.draft_heads import build_heads
 from export.heads import MedusaHeads, known_accuracy, misstated
 from export.linear import INT4_BLOCK
 from export.model import Model, open_model
+from export.moves import build_moves
+from export.numerics import NUMERICS
 from export.progress import Countdown, Say, unheard
 from export.selftest import Report
 from export.tokenizer import FILE as TOKENIZER
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import FORMS, SCHEMA, Manifest, capacity_of, sha256
 
 DRAFT_TOP_K = 10  # the published tree for vicuna-7b uses ranks up to 9
@@ -29,26 +31,35 @@ DRAFT_TOP_K = 10  # the published tree for vicuna-7b uses ranks up to 9
 class Source:
     """What is exported: a checkpoint, its heads, and how. None means the checkpoint's own, of what it has.
 
-    `plain` leaves out even the heads that the checkpoint has itself.
+    `plain` leaves out even the heads that the checkpoint has itself. Without `self_test` nothing says that the artifact
+    computes what its checkpoint does: for one that this machine cannot run.
     """
 
     checkpoint: Path
     heads: Path | None = None
     precision: str = "int8"
+    form: str = "ragged"
     context: int | None = None
     chat_template: str | None = None  # a name of export.chat's, or a file
     plain: bool = False
+    self_test: bool = True
 
 
-def export(source: Source, out: Path, say: Say = unheard, note: Say = unheard) -> tuple[Manifest, Report]:
+def export(source: Source, out: Path, say: Say = unheard, note: Say = unheard) -> tuple[Manifest, Report | None]:
     """Writes the artifact `out`, replacing what an earlier export left there.
 
     `say` is told what is being done and how long it still takes, `note` what people should know.
 
-    Two exports of one source under one name are equal byte for byte. Raises CheckpointError, ArtifactError, or
-    SelfTestError; nothing is replaced then.
+    Two exports of one source under one name are equal byte for byte. Raises CheckpointError, ArtifactError,
+    ConfigurationError or SelfTestError; nothing is replaced then.
     """
     check(out)
+    if source.precision not in FORMS[source.form]:
+        raise ConfigurationError(
+            f"precision {source.precision} is none of the {source.form} form: it has {', '.join(FORMS[source.form])}"
+        )
+    if source.self_test:
+        selftest.check_machine(source.form, source.precision)
     model = open_model(source.checkpoint, source.context)
     config, checkpoint = model.config, model.checkpoint
     tokenizer = Tokenizer.from_str(model.tokenizer.text)
@@ -56,23 +67,27 @@ def export(source: Source, out: Path, say: Say = unheard, note: Say = unheard) -
         source.chat_template, model.tokenizer.chat_template, model.names, tokenizer, source.checkpoint
     )
     note(f"chat template: {template.rule}")
-    if (remark := losses.remark(checkpoint.dtypes, source.precision)) is not None:
+    if (remark := losses.remark(checkpoint.dtypes, source.form, source.precision)) is not None:
         note(remark)
     heads = _heads(source, model, note)
     count = 0 if heads is None else heads.count
-    progress = Countdown(say, 2 * (config.layers + 1 + count))  # each is made, and then computed again to compare
+    passes = 2 if source.self_test else 1  # each part is made, and then computed again to compare
+    progress = Countdown(say, passes * (config.layers + 1 + count))
     with replacing(out) as directory:
-        build_decoder(config, checkpoint.tensor, source.precision, directory, progress)
+        build_decoder(config, checkpoint.tensor, source.form, source.precision, directory, progress)
+        if source.form == "padded":
+            build_moves(config, NUMERICS["padded"][source.precision].values, directory)
         top_k = min(DRAFT_TOP_K, config.vocab)
         if heads is not None:
-            build_heads(config, heads, lambda: checkpoint.tensor(LM_HEAD), source.precision, top_k, directory, progress)
+            vocabulary = lambda: checkpoint.tensor(LM_HEAD)  # noqa: E731
+            build_heads(config, heads, vocabulary, source.form, source.precision, top_k, directory, progress)
         checkpoint.finish()
         (directory / TOKENIZER).write_bytes(model.tokenizer.text.encode("utf-8"))
         graph = onnx.load(directory / "decoder.onnx", load_external_data=False).graph
         manifest = Manifest(
             schema=SCHEMA,
             name=out.name,
-            form=FORMS[0],
+            form=source.form,
             precision=source.precision,
             layers=config.layers,
             hidden=config.hidden,
@@ -89,14 +104,17 @@ def export(source: Source, out: Path, say: Say = unheard, note: Say = unheard) -
             eos=chat.end_tokens(template.text, tokenizer, config.eos),
             chat_template=template.text,
             special=model.tokenizer.special,
-            even_tokens=source.precision == "int4" and INT4_BLOCK > 32,  # then an odd last token takes another kernel
+            # with larger blocks an odd last token takes another kernel
+            even_tokens=source.form == "ragged" and source.precision == "int4" and INT4_BLOCK > 32,
             inputs=tuple(value.name for value in graph.input),
             outputs=tuple(value.name for value in graph.output),
             files={p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(directory.iterdir())},
         )
         manifest.write(directory)
-        say("self-test: the artifact")
-        report = selftest.run(directory, checkpoint, heads, progress)
+        report = None
+        if source.self_test:
+            say("self-test: the artifact")
+            report = selftest.run(directory, checkpoint, heads, progress)
     return manifest, report
 
 

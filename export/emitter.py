@@ -14,13 +14,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
-OPSET = 21
-IR_VERSION = 10
+IR_VERSIONS = {21: 10, 24: 12}  # the first that has each opset used
 INLINE_BYTES = 1024  # smaller tensors stay in the graph file
 ALIGN = 4096  # so that weights can be mapped into memory
 
-BFLOAT16, FLOAT, INT64, INT32, BOOL, UINT8 = (
-    TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
+BFLOAT16, FLOAT16, FLOAT, DOUBLE, INT64, INT32, BOOL, UINT8 = (
+    TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64,
+    TensorProto.INT32, TensorProto.BOOL, TensorProto.UINT8,
 )  # fmt: skip
 Shape = Sequence[int | str | None]
 
@@ -28,8 +28,8 @@ Shape = Sequence[int | str | None]
 class Emitter:
     """One graph. Used as a context manager: leaving it closes the data file, `save` writes the graph beside it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, opset: int) -> None:
+        self._path, self._opset = path, opset
         self._data = path.with_name(path.name + ".data").open("wb")
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
@@ -46,6 +46,14 @@ class Emitter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._data.close()
+        data = Path(self._data.name)
+        if data.stat().st_size == 0:  # a graph without weights
+            data.unlink()
+
+    @staticmethod
+    def dtype(kind: int) -> Any:
+        """numpy's type for one of ONNX's."""
+        return helper.tensor_dtype_to_np_dtype(kind)
 
     def input(self, name: str, kind: int, shape: Shape) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
@@ -91,7 +99,7 @@ class Emitter:
         place = {"location": Path(self._data.name).name, "offset": self._data.tell(), "length": array.nbytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
-        self._data.write(array.data)
+        self._data.write(array.view(np.uint8).data)
         self._weights.append(tensor)
         return name
 
@@ -100,8 +108,8 @@ class Emitter:
         graph = helper.make_graph(self._nodes, graph_name, self._inputs, self._outputs, self._weights)
         model = helper.make_model(
             graph,
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            ir_version=IR_VERSIONS[self._opset],
+            opset_imports=[helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)],
             producer_name="gorgon",
         )
         self._path.write_bytes(model.SerializeToString(deterministic=True))

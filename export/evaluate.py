@@ -25,8 +25,9 @@ from export.text import Window, windows
 from export.tokenizer import FILE as TOKENIZER
 from runtime.errors import ArtifactError, ConfigurationError, GorgonError
 from runtime.manifest import FILE, Manifest
-from runtime.ragged import RaggedSession
+from runtime.params import EngineConfig
 from runtime.session import Batch
+from runtime.sessions import open_session
 
 WINDOW = 512  # tokens computed together
 CHUNK = 64  # of them in one run
@@ -68,7 +69,8 @@ class Artifact:
             self.tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
         except Exception as error:  # the package raises bare Exception
             raise ArtifactError(f"{directory / TOKENIZER} does not load: {error}") from error
-        self._session = RaggedSession(directory, self.manifest, ROWS)
+        config = EngineConfig(rows=ROWS, kv_memory=ROWS * self.manifest.capacity * self.manifest.kv_bytes)
+        self._session = open_session(directory, self.manifest, config, lambda message: None)
 
     def chunks(self, ids: list[int]) -> Iterator[np.ndarray]:
         """Logits [tokens, vocab] of up to CHUNK tokens at a time, each valid until the next."""

@@ -1,11 +1,13 @@
 """One linear layer in each precision: y = x W^T + b over packed tokens.
 
-fp32: MatMul. int8: W8A8 per token and output channel. int4, int8-block32: MatMulNBits. Operators and their measured
-speed: docs/decisions/0002-linear-layers.md.
+fp32, fp16, bf16: MatMul. int8: W8A8 per token and output channel. int4, int8-block32: MatMulNBits. Operators and their
+measured speed: docs/decisions/0002-linear-layers.md. int4-fp16 is MatMulNBits of float16 values, for GPUs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from export import quantize
@@ -14,6 +16,7 @@ from export.emitter import MICROSOFT, Emitter
 INT4_BLOCK = 32
 INT8_BLOCK = 32  # as in GGUF's Q8_0
 ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
+WHOLE: Mapping[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
 def linear(
@@ -26,7 +29,14 @@ def linear(
         y = emitter.node("Mul", _int8(emitter, quantized, name, weight), scale, name=product)
     else:
         y = _float(emitter, x, name, weight, precision, product)
-    return y if bias is None else emitter.node("Add", y, emitter.weight(f"{name}.bias", bias), name=result)
+    if bias is None:
+        return y
+    return emitter.node("Add", y, emitter.weight(f"{name}.bias", bias.astype(values_of(precision))), name=result)
+
+
+def values_of(precision: str) -> Any:
+    """numpy's type of what a product takes and gives."""
+    return np.float16 if precision == "int4-fp16" else WHOLE.get(precision, np.float32)
 
 
 def linear_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable[np.ndarray], precision: str) -> str:
@@ -47,15 +57,19 @@ def linear_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterabl
 
 
 def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: str, result: str) -> str:
-    if precision == "fp32":
-        return emitter.node("MatMul", x, emitter.weight(name, weight.T), name=result)
+    if (whole := WHOLE.get(precision)) is not None:
+        return emitter.node("MatMul", x, emitter.weight(name, weight.T.astype(whole)), name=result)
     if precision == "int8-block32":
         (packed, scale), bits, block = quantize.int8_blocks(weight, INT8_BLOCK), 8, INT8_BLOCK
     else:
         (packed, scale), bits, block = quantize.int4(weight, INT4_BLOCK), 4, INT4_BLOCK
+    accuracy = (
+        {} if precision == "int4-fp16" else {"accuracy_level": ACCURACY}
+    )  # CUDA multiplies the values as they are
+    scales = emitter.weight(f"{name}.scale", scale.astype(values_of(precision)))
     return emitter.node(
-        "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=result,
-        domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=bits, block_size=block, accuracy_level=ACCURACY,
+        "MatMulNBits", x, emitter.weight(name, packed), scales, name=result, domain=MICROSOFT, K=weight.shape[1],
+        N=weight.shape[0], bits=bits, block_size=block, **accuracy,
     )  # fmt: skip
 
 

@@ -15,20 +15,26 @@ from export import stages
 from export.arithmetic import ARITHMETIC
 from export.checkpoint import Checkpoint
 from export.heads import MedusaHeads
-from export.progress import Say
+from export.progress import Say, unheard
 from export.reference import Reference, chain_and_tree, log_softmax
+from runtime import graphs, machine
 from runtime.batch import Packer
-from runtime.errors import SelfTestError
+from runtime.errors import ConfigurationError, SelfTestError
 from runtime.manifest import Manifest
-from runtime.ragged import PROVIDER, session_options
+from runtime.params import EngineConfig
+from runtime.providers import NAMES
 from runtime.session import Batch, Draft
+from runtime.sessions import open_session
 from runtime.tree import Tree
 
 PROMPTS = (12, 5)  # tokens of each row's prompt
 CHUNK = 8
 PARENTS = ((-1, 0, 1, 2, 1, 0, 5), (-1, 0, 0, 2))  # of each row's tree
 STAGE_BYTES = 2**30  # of weights at a time: a model larger than memory is checked as well
-LIMITS: Mapping[str, float] = {"fp32": 2e-4, "int8": 0.1, "int8-block32": 0.1, "int4": 0.1}
+LIMITS: Mapping[str, Mapping[str, float]] = {
+    "ragged": {"fp32": 2e-4, "int8": 0.1, "int8-block32": 0.1, "int4": 0.1},
+    "padded": {"fp32": 2e-4, "fp16": 0.02, "bf16": 0.1, "int4": 0.05},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +50,34 @@ class Report:
         return f"largest error of the logits {self.decoder:.1e} of their scale{heads}; allowed {self.limit:g}"
 
 
+def check_machine(form: str, precision: str) -> None:
+    """Raises ConfigurationError where an artifact of this form and precision cannot be run here, and so not tested."""
+    if precision == "bf16" and not (machine.cuda_devices() and NAMES["cuda"] in ort.get_available_providers()):
+        raise ConfigurationError(
+            f"the self-test cannot run {form} bf16 here: ONNX Runtime's CPU provider has no MatMul of bf16, and there"
+            f" is no GPU with {NAMES['cuda']}: export where there is one, or in fp16, or keep it unchecked with"
+            " --no-self-test"
+        )
+
+
 def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None, progress: Say) -> Report:
     """Raises SelfTestError if the artifact in `directory` does not compute what its checkpoint and heads do."""
     manifest = Manifest.read(directory)
     prompts, trees = _work(manifest)
-    steps, roots = _steps(manifest, prompts, trees)
+    compute = _in_stages if manifest.form == "ragged" else _in_session
     try:
-        result = stages.run(directory / "decoder.onnx", manifest, steps, STAGE_BYTES)
-        draft = _draft(directory / "heads.onnx", result["hidden"][roots]) if manifest.medusa_heads else None
+        logits, draft = compute(directory, manifest, prompts, trees)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise SelfTestError(f"{directory.name} does not run: {error}") from error
-    reference = Reference(checkpoint.config, checkpoint.tensor, ARITHMETIC[manifest.precision], progress)
+    arithmetic = ARITHMETIC[manifest.form][manifest.precision]
+    reference = Reference(checkpoint.config, checkpoint.tensor, arithmetic, progress)
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
     states = [hidden[len(prompt) :] for hidden, prompt in zip(reference.hidden_states(spans), prompts, strict=True)]
-    decoder = _share(result["logits"], reference.logits(np.concatenate(states)))
+    decoder = _share(logits, reference.logits(np.concatenate(states)))
     of_heads = None
     if heads is not None and draft is not None:
         of_heads = _draft_error(draft, reference.head_logits(heads, np.stack([hidden[0] for hidden in states])))
-    report = Report(decoder, of_heads, LIMITS[manifest.precision])
+    report = Report(decoder, of_heads, LIMITS[manifest.form][manifest.precision])
     if not (decoder <= report.limit and (of_heads is None or of_heads <= report.limit)):
         raise SelfTestError(f"{directory.name}: {report}; the artifact was not kept")
     return report
@@ -81,6 +97,35 @@ def _work(manifest: Manifest) -> tuple[list[list[int]], list[Tree]]:
     return prompts, trees
 
 
+def _in_stages(
+    directory: Path, manifest: Manifest, prompts: list[list[int]], trees: list[Tree]
+) -> tuple[np.ndarray, Draft | None]:
+    """Logits of all trees' nodes [nodes, vocab], and the heads' draft from each root."""
+    steps, roots = _steps(manifest, prompts, trees)
+    result = stages.run(directory / "decoder.onnx", manifest, steps, STAGE_BYTES)
+    if not manifest.medusa_heads:
+        return result["logits"], None
+    heads = graphs.load(directory / "heads.onnx")
+    return result["logits"], Draft(*heads.run(["tokens", "logprobs"], {"hidden": result["hidden"][roots]}))
+
+
+def _in_session(
+    directory: Path, manifest: Manifest, prompts: list[list[int]], trees: list[Tree]
+) -> tuple[np.ndarray, Draft | None]:
+    """As `_in_stages`, on the provider that the artifact is for."""
+    config = EngineConfig(rows=len(prompts), kv_memory=len(prompts) * manifest.capacity * manifest.kv_bytes)
+    session = open_session(directory, manifest, config, unheard)
+    steps, roots = _steps(manifest, prompts, trees)
+    for batch in steps[:-1]:
+        session.run(batch)
+    logits = session.run(steps[-1]).logits.copy()
+    if not manifest.medusa_heads:
+        return logits, None
+    for row, (prompt, root) in enumerate(zip(prompts, roots, strict=True)):
+        session.commit(row, len(prompt), [0], root)
+    return logits, session.heads(list(range(len(prompts))))
+
+
 def _steps(manifest: Manifest, prompts: list[list[int]], trees: list[Tree]) -> tuple[list[Batch], list[int]]:
     """Prompts in chunks, then all trees at once; and where each tree's root is among the last step's results."""
     packer = Packer(exact=True, even=manifest.even_tokens, widest=CHUNK + 1)
@@ -91,13 +136,6 @@ def _steps(manifest: Manifest, prompts: list[list[int]], trees: list[Tree]) -> t
             steps.append(packer.pack([*others, (start, prompt[start : start + CHUNK])])[0])
     last, roots = packer.pack([(len(prompt), tree) for prompt, tree in zip(prompts, trees, strict=True)])
     return [*steps, last], roots
-
-
-def _draft(path: Path, hidden: np.ndarray) -> Draft:
-    """hidden [rows, hidden]"""
-    session = ort.InferenceSession(path, session_options(threads=0), providers=[PROVIDER])
-    tokens, logprobs = session.run(["tokens", "logprobs"], {"hidden": hidden})
-    return Draft(tokens, logprobs)
 
 
 def _draft_error(draft: Draft, logits: np.ndarray) -> float:

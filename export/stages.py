@@ -9,12 +9,11 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from runtime import graphs
 from runtime.manifest import STEP_INPUTS, Manifest
-from runtime.ragged import PROVIDER, session_options
 from runtime.session import Batch
 
 RESULTS = ("logits", "hidden")
-FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,7 @@ def run(path: Path, manifest: Manifest, batches: Sequence[Batch], limit: int) ->
     rows = max(len(batch.length) for batch in batches)
     carried: list[dict[str, np.ndarray]] = [{name: getattr(b, name) for name in STEP_INPUTS} for b in batches]
     for stage in _stages(model, manifest.layers, limit):
-        options = session_options(threads=0)
-        options.add_session_config_entry(FOLDER, str(path.parent))
-        cut = _cut(model, stage)
-        session = ort.InferenceSession(cut.SerializeToString(), options, providers=[PROVIDER])
+        session = graphs.load(path, part=_cut(model, stage).SerializeToString())
         shape = (rows, 1, manifest.kv_heads, manifest.capacity, manifest.head_dim)
         cache = {f"{part}_{i}": np.zeros(shape, np.float32) for i in stage.layers for part in ("key", "value")}
         needed = [value.name for value in session.get_inputs() if value.name not in cache]
@@ -109,7 +105,9 @@ def _cut(model: onnx.ModelProto, stage: Stage) -> onnx.ModelProto:
     outputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in stage.given if n not in known]
     weights = [weight for weight in model.graph.initializer if weight.name in needed]
     graph = helper.make_graph(nodes[::-1], "stage", inputs + floats, outputs, weights)
-    return helper.make_model(graph, ir_version=model.ir_version, opset_imports=model.opset_import)
+    made = helper.make_model(graph, ir_version=model.ir_version, opset_imports=model.opset_import)
+    made.functions.extend(model.functions)
+    return made
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

@@ -63,7 +63,7 @@ def _nodes(params: SamplingParams, manifest: Manifest, config: EngineConfig) -> 
 
 def kv_bytes(tokens: int, manifest: Manifest) -> int:
     """Bytes of keys and values that so many tokens of a row take, in whole pages."""
-    page = max(1, mmap.PAGESIZE // (4 * manifest.head_dim))  # tokens of one key-value head in a page
+    page = max(1, mmap.PAGESIZE // (manifest.value_bytes * manifest.head_dim))  # tokens of one key-value head in a page
     return -(-tokens // page) * page * manifest.kv_bytes
 
 

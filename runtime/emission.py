@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence as Items
 
 from runtime.errors import StepError
-from runtime.sampling import draw
+from runtime.sampling import draw, draw_best
 from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Result
 from runtime.tree import Tree
@@ -31,12 +31,15 @@ def choose(s: Sequence, result: Result, node: int, t: int, drafted: Items[int] =
     Raises StepError.
     """
     if s.choice is not None:
-        return s.choice.choose(result.logits[node], drafted)
+        return s.choice.choose(result.row(node), drafted)
     if s.params.temperature == 0:
         best = int(result.argmax[node])
         _check_finite(result, node, best)
         return best
-    return draw(result.logits[node], s.params, s.seed, 0, len(s.tokens) + t)
+    at = len(s.tokens) + t
+    few = result.best(node)
+    token = None if few is None else draw_best(few, s.params, s.seed, 0, at)
+    return draw(result.row(node), s.params, s.seed, 0, at) if token is None else token
 
 
 def emit(s: Sequence, tokens: list[int], eos: Items[int]) -> tuple[list[str], FinishReason | None]:
@@ -74,6 +77,6 @@ def output_of(
 
 
 def _check_finite(result: Result, node: int, token: int) -> None:
-    value = float(result.logits[node, token])
+    value = result.peak(node)
     if not math.isfinite(value):
         raise StepError(f"the model's logits have the maximum {value} at token {token}: it has to be finite")

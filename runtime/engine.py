@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from runtime import memory
@@ -30,10 +31,10 @@ from runtime.lookup import Lookup
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
-from runtime.ragged import RaggedSession
 from runtime.scheduler import Copy, Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
-from runtime.session import Draft, Result, Session
+from runtime.session import Batch, Draft, Result, Session
+from runtime.sessions import open_session
 from runtime.speculation import Speculator
 from runtime.stats import Stats
 from runtime.text import Pieces, TextStream
@@ -92,7 +93,7 @@ class Engine:
         except Exception as error:  # the package raises bare Exception
             raise ArtifactError(f"{directory / 'tokenizer.json'} does not load: {error}") from error
         memory.check(manifest, config)
-        session = RaggedSession(directory, manifest, config.rows, config.threads)
+        session = open_session(Path(path), manifest, config, progress)
         if cost is None:
             cost = load_or_measure(Path(path), session, config, progress)
         return cls(session, tokenizer, config, cost)
@@ -225,6 +226,7 @@ class Engine:
                 for s, n, tree in zip(plan.sequences, plan.prefill, trees, strict=True)
             ]
             batch, first = self._packer.pack(works)
+            batch = replace(batch, temperature=_temperature(plan, batch, first))
             began = self._clock()
             result = self.session.run(batch)
             seconds = self._clock() - began
@@ -319,3 +321,12 @@ class Engine:
         for row in self._scheduler.remove(s, hold=reason != "error"):
             self.session.release(row)
         return Output(s, (), text, reason)
+
+
+def _temperature(plan: Plan, batch: Batch, first: Items[int]) -> np.ndarray | None:
+    """[wanted]: of each node that a plain draw may be made from; None where there is none."""
+    drawn = [s.params.temperature if s.choice is None else 0.0 for s in plan.sequences]
+    if not any(drawn):
+        return None
+    ends = [*first[1:], len(batch.wanted)]
+    return np.repeat(np.array(drawn, np.float64), np.subtract(ends, first))

@@ -1,5 +1,6 @@
 """The machine and the packages that decide how long a step takes."""
 
+import ctypes
 import os
 import platform
 import re
@@ -18,6 +19,23 @@ def cpu() -> tuple[str, tuple[str, ...]]:
     flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
     known = flags[1].split() if flags else []
     return name[1] if name else platform.processor() or platform.machine(), tuple(x for x in ISA if x in known)
+
+
+def gpus() -> tuple[str, ...]:
+    """Models of NVIDIA's GPUs, as the driver tells them."""
+    told = [file.read_text() for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return tuple(found[1] for text in told if (found := re.search(r"^Model:\s*(.*)$", text, re.MULTILINE)))
+
+
+def cuda_devices() -> int:
+    """GPUs that CUDA's driver can use; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    usable = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if usable else 0
 
 
 def usable_cores() -> int:

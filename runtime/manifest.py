@@ -12,12 +12,20 @@ from runtime.params import MAX_NODES
 
 SCHEMA = 2
 FILE = "manifest.json"
-FORMS = ("ragged",)
-PRECISIONS = ("fp32", "int8", "int8-block32", "int4")
+FORMS: Mapping[str, tuple[str, ...]] = {  # the precisions of each graph form
+    "ragged": ("fp32", "int8", "int8-block32", "int4"),
+    "padded": ("fp32", "fp16", "bf16", "int4"),
+}
+PRECISIONS = tuple(dict.fromkeys(precision for precisions in FORMS.values() for precision in precisions))
+BEST = 256  # of a node's logits that leave the device where the padded form's tokens are drawn
 # of decoder.onnx, beside each layer's cache
 STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
-STEP_OUTPUTS = ("logits", "argmax", "hidden")
+STEP_OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "ragged": ("logits", "argmax", "hidden"),
+    "padded": ("logits", "argmax", "peak", "hidden"),
+}
 FILES = ("decoder.onnx", "decoder.onnx.data", "tokenizer.json")
+MOVES = ("commit.onnx", "copy.onnx", "keep.onnx", "best.onnx", "rows.onnx")  # of the padded form
 HEAD_FILES = ("heads.onnx", "heads.onnx.data")
 
 
@@ -55,9 +63,20 @@ class Manifest:
     files: Mapping[str, Mapping[str, int | str]]
 
     @property
+    def values(self) -> str:
+        """The type of keys, values and hidden states: float32, float16 or bfloat16."""
+        if self.form == "ragged" or self.precision == "fp32":
+            return "float32"
+        return "bfloat16" if self.precision == "bf16" else "float16"
+
+    @property
+    def value_bytes(self) -> int:
+        return 4 if self.values == "float32" else 2
+
+    @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values a token takes, in fp32."""
-        return self.layers * 2 * self.kv_heads * self.head_dim * 4
+        """Bytes of keys and values a token takes."""
+        return self.layers * 2 * self.kv_heads * self.head_dim * self.value_bytes
 
     @classmethod
     def read(cls, directory: Path, verify: bool = False) -> "Manifest":
@@ -93,7 +112,7 @@ class Manifest:
         (directory / FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", "utf-8")
 
     def _check_files(self, directory: Path, verify: bool) -> None:
-        for name in FILES + (HEAD_FILES if self.medusa_heads else ()):
+        for name in FILES + (HEAD_FILES if self.medusa_heads else ()) + (MOVES if self.form == "padded" else ()):
             if name not in self.files:
                 raise ArtifactError(f"{directory / FILE}: files lacks {name}: export again")
         for name, want in self.files.items():
@@ -134,8 +153,8 @@ def _check(raw: Mapping[str, Any], path: Path) -> None:
     number = "a whole number of at least 1"
     rules: list[tuple[str, Callable[[Any], bool], str]] = [
         ("name", lambda v: isinstance(v, str), "a string"),
-        ("form", lambda v: v in FORMS, f"one that this version runs: {', '.join(FORMS)}"),
-        ("precision", lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        ("form", lambda v: isinstance(v, str) and v in FORMS, f"one that this version runs: {', '.join(FORMS)}"),
+        ("precision", lambda v: v in FORMS[raw["form"]], f"one of {', '.join(FORMS.get(str(raw['form']), ()))}"),
         *((size, whole, number) for size in sizes),
         ("medusa_heads", lambda v: whole(v, 0), "a whole number of at least 0"),
         ("head_accuracy", lambda v: v is None or shares(v), "null, or a list of shares for each Medusa head"),
@@ -155,7 +174,7 @@ def _check(raw: Mapping[str, Any], path: Path) -> None:
         raise ArtifactError(
             f"{path}: capacity {raw['capacity']} is below context {raw['context']} + {MAX_NODES} nodes: export again"
         )
-    for name, step, new in (("inputs", STEP_INPUTS, ""), ("outputs", STEP_OUTPUTS, "new_")):
+    for name, step, new in (("inputs", STEP_INPUTS, ""), ("outputs", STEP_OUTPUTS[raw["form"]], "new_")):
         if len(raw[name]) != (expected := len(step) + 2 * raw["layers"]):
             raise ArtifactError(
                 f"{path}: {name} has {len(raw[name])} names, {raw['layers']} layers make it {expected}: export again"

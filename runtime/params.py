@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from runtime.errors import ConfigurationError, ParameterError
 
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 MAX_NODES = 64  # the largest tree, its root included; the cache keeps this much room past the context
 MAX_STOPS = 16
 MAX_CHUNK = 1024
@@ -168,6 +169,7 @@ class EngineConfig:
     prefix_reuse: bool = True  # keep finished rows for prompts that begin alike
     exact: bool = True  # at least two nodes of a row in attention: the same bits in any batch
     verify: bool = False  # check the files' hashes at load
+    provider: str = "auto"  # what runs the graphs: one of PROVIDERS
 
     def __post_init__(self) -> None:
         low = {"rows": 1, "context": 0, "kv_memory": 1, "chunk": 2, "queue": 0, "threads": 0}
@@ -180,6 +182,9 @@ class EngineConfig:
             if item.name == "prefill_slowdown":
                 if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf:
                     raise ConfigurationError(f"{item.name} is {value!r}: it has to be a number of at least 1")
+            elif item.name == "provider":
+                if value not in PROVIDERS:
+                    raise ConfigurationError(f"{item.name} is {value!r}: it has to be one of {', '.join(PROVIDERS)}")
             elif item.name not in low:
                 if not isinstance(value, bool):
                     raise ConfigurationError(f"{item.name} is {value!r}: it has to be true or false")

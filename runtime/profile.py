@@ -7,7 +7,6 @@ read-only, and another machine, version, precision or number of threads has othe
 import hashlib
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from runtime.cost import CostModel
 from runtime.fit import fit
 from runtime.params import EngineConfig
 from runtime.session import Session
+from runtime.sessions import cache_of
 from runtime.survey import MEMORY, Sample, survey
 
 SCHEMA = 1
-CACHE = ".cache"
 BUSY = 0.5  # spread from which on a profile is not to be relied on for good
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy")
 GRAPHS = ("decoder.onnx", "decoder.onnx.data", "heads.onnx", "heads.onnx.data")
@@ -100,7 +99,8 @@ def fingerprint(session: Session, config: EngineConfig) -> dict[str, Any]:
     """Everything that decides how long a step takes."""
     m, (cpu, isa), cores = session.manifest, machine.cpu(), machine.usable_cores()
     return {
-        "schema": SCHEMA, "cpu": cpu, "isa": list(isa), "cores": cores, "threads": config.threads or cores,
+        "schema": SCHEMA, "gpus": list(machine.gpus()),
+        "cpu": cpu, "isa": list(isa), "cores": cores, "threads": config.threads or cores,
         "versions": machine.versions(PACKAGES), "precision": m.precision, "provider": session.provider,
         "form": m.form, "rows": config.rows, "exact": config.exact,
         "files": {name: m.files[name]["sha256"] for name in GRAPHS if name in m.files},
@@ -109,9 +109,8 @@ def fingerprint(session: Session, config: EngineConfig) -> dict[str, Any]:
 
 def path_of(artifact: Path, identity: dict[str, Any]) -> Path:
     """Where the profile of an artifact's name is kept."""
-    name = Path(os.path.abspath(artifact))  # not resolved: the name is a link that the next export switches
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return name.parent / CACHE / name.name / f"profile-{digest[:16]}.json"
+    return cache_of(artifact) / f"profile-{digest[:16]}.json"
 
 
 def _read(path: Path, identity: dict[str, Any]) -> Profile | None:

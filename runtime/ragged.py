@@ -6,18 +6,17 @@ its output, which the Scan's body and GroupQueryAttention then leave where it is
 """
 
 import mmap
-import os
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from runtime.errors import ArtifactError, ConfigurationError
+from runtime.graphs import CPU, compare, load
 from runtime.manifest import STEP_INPUTS, Manifest
-from runtime.session import Batch, Draft, Result
+from runtime.session import Batch, Draft, HostResult
 from runtime.verify import first_gap
 
-PROVIDER = "CPUExecutionProvider"
 STEP_OUTPUTS = ("logits", "hidden", "argmax")
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3.13 on by name
 
@@ -25,12 +24,12 @@ MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3
 class RaggedSession:
     """One artifact loaded for `rows` rows; `threads` 0 lets ONNX Runtime use every core."""
 
-    provider = PROVIDER
+    provider = CPU
 
     def __init__(self, directory: Path, manifest: Manifest, rows: int, threads: int = 0) -> None:
         self.manifest = manifest
-        self._decoder = _load(directory / "decoder.onnx", threads)
-        self._heads = _load(directory / "heads.onnx", threads) if manifest.medusa_heads else None
+        self._decoder = load(directory / "decoder.onnx", threads)
+        self._heads = load(directory / "heads.onnx", threads) if manifest.medusa_heads else None
         self._check(directory)
         m = manifest
         self._shape = (2 * m.layers, rows, m.kv_heads, m.capacity, m.head_dim)
@@ -43,10 +42,10 @@ class RaggedSession:
         self._argmax = np.empty(0, np.int64)
         # Binding an array takes longer than a small operator: what can be is kept, by the number of ...
         self._bindings: dict[int, ort.IOBinding] = {}  # rows in use
-        self._outputs: dict[int, tuple[list[ort.OrtValue], Result]] = {}  # nodes whose logits are wanted
+        self._outputs: dict[int, tuple[list[ort.OrtValue], HostResult]] = {}  # nodes whose logits are wanted
         self._drafts: dict[int, tuple[ort.IOBinding, Draft]] = {}  # rows asked
 
-    def run(self, batch: Batch) -> Result:
+    def run(self, batch: Batch) -> HostResult:
         rows, wanted = len(batch.length), len(batch.wanted)
         if (binding := self._bindings.get(rows)) is None:
             binding = self._bindings[rows] = self._bind_cache(rows)
@@ -89,7 +88,7 @@ class RaggedSession:
             if end > first:
                 self._memory.madvise(mmap.MADV_DONTNEED, first, end - first)
 
-    def _place_outputs(self, wanted: int) -> tuple[list[ort.OrtValue], Result]:
+    def _place_outputs(self, wanted: int) -> tuple[list[ort.OrtValue], HostResult]:
         """The first places of the output buffers, which grow where they are too small."""
         m = self.manifest
         if wanted > len(self._argmax):
@@ -98,7 +97,8 @@ class RaggedSession:
             self._argmax = np.empty(size, np.int64)
             self._outputs.clear()
         logits, hidden, argmax = self._logits[:wanted], self._hidden[:wanted], self._argmax[:wanted]
-        return [ort.OrtValue.ortvalue_from_numpy(part) for part in (logits, hidden, argmax)], Result(argmax, logits)
+        values = [ort.OrtValue.ortvalue_from_numpy(part) for part in (logits, hidden, argmax)]
+        return values, HostResult(argmax, logits)
 
     def _place_draft(self, heads: ort.InferenceSession, rows: int) -> tuple[ort.IOBinding, Draft]:
         shape, binding = (rows, self.manifest.medusa_heads, self.manifest.draft_top_k), heads.io_binding()
@@ -128,11 +128,11 @@ class RaggedSession:
         }  # fmt: skip
         for i in range(m.layers):
             want |= {f"{new}{part}_{i}": cache for new in ("", "new_") for part in ("key", "value")}
-        _compare(directory / "decoder.onnx", self._decoder, want)
+        compare(directory / "decoder.onnx", self._decoder, want)
         if self._heads is not None:
             best: list[int | str] = ["rows", m.medusa_heads, m.draft_top_k]
             want = {"hidden": ["rows", m.hidden], "tokens": best, "logprobs": best}
-            _compare(directory / "heads.onnx", self._heads, want)
+            compare(directory / "heads.onnx", self._heads, want)
 
 
 def _map(manifest: Manifest, rows: int) -> mmap.mmap:
@@ -145,30 +145,3 @@ def _map(manifest: Manifest, rows: int) -> mmap.mmap:
             f"{rows} rows x {manifest.capacity} tokens x {manifest.kv_bytes} bytes = {size} bytes of keys and values"
             f" cannot be mapped ({error}): take fewer rows"
         ) from None
-
-
-def session_options(threads: int) -> ort.SessionOptions:
-    """How every graph is run; `threads` 0 uses every core."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3  # errors: warnings are about the graph, which is ours
-    # Idle threads must not spin: decoder and heads have a pool each, and the service an event loop beside them
-    # (docs/decisions/0003-threads.md).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-def _load(path: Path, threads: int) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(path, session_options(threads), providers=[PROVIDER])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise ArtifactError(f"{path} does not load: {error}") from error
-
-
-def _compare(path: Path, session: ort.InferenceSession, want: dict[str, list[int | str]]) -> None:
-    have = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    for name in want | have:
-        if want.get(name) != have.get(name):
-            raise ArtifactError(
-                f"{path}: {name} is {have.get(name)}, the manifest makes it {want.get(name)}: export again"
-            )

@@ -20,6 +20,7 @@ Probabilities = NDArray[np.float64]
 BLOCK = 256  # probabilities summed at once
 EPSILON, DELTA = 0.09, 0.3  # of typical acceptance, as published for Medusa
 LEAST_LOGPROB = -9999.0  # instead of minus infinity, which JSON does not have
+SLACK = 1e-9  # share by which float64 sums of a row may differ, and much more
 ONE = np.float64(1).view(np.int64)  # the bits of 1.0, the largest weight
 
 
@@ -42,11 +43,7 @@ def distribution(logits: NDArray[np.floating], params: SamplingParams) -> tuple[
         raise StepError(f"the model's logits have the maximum {peak} at token {best}: it has to be finite")
     if params.temperature == 0:
         return np.array([best]), np.ones(1)
-    weights = logits.astype(np.float64)
-    weights -= peak
-    with np.errstate(over="ignore"):  # a tiny temperature sends far logits to -inf, which is right
-        weights /= params.temperature
-    np.exp(weights, out=weights)  # [vocab], the best is 1
+    weights = _weights(logits, peak, params.temperature)
     ids = np.arange(weights.size)
     if 0 < params.top_k < weights.size:
         ids = _largest(weights, _kth(weights, params.top_k), params.top_k)
@@ -61,9 +58,66 @@ def distribution(logits: NDArray[np.floating], params: SamplingParams) -> tuple[
     return ids, weights
 
 
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The largest logits of a row, best first, and `mass`: the row's sum of exp((logit - largest) / temperature).
+
+    Logits that are not among them are at most the last one.
+    """
+
+    ids: Ids  # [best]
+    logits: NDArray[np.float32]  # [best]
+    mass: float
+    vocab: int
+
+
+def best_distribution(best: Best, params: SamplingParams) -> tuple[Ids, Probabilities] | None:
+    """What `distribution` makes of the whole row, to the bit; None where the best logits cannot tell.
+
+    They can where every token that is left lies strictly above the last of them. Raises StepError as `distribution`.
+    """
+    order = np.argsort(best.ids)
+    ids, logits = best.ids[order], best.logits[order]
+    if ids.size == best.vocab:
+        return distribution(logits, params)
+    peak = float(best.logits[0])
+    if not np.isfinite(peak):
+        raise StepError(f"the model's logits have the maximum {peak} at token {best.ids[0]}: it has to be finite")
+    weights = _weights(logits, peak, params.temperature)
+    least = float(weights[np.flatnonzero(order == ids.size - 1)[0]])
+    told = False  # whether what is left is known to be all
+    if 0 < params.top_k < best.vocab:
+        if params.top_k > ids.size or (floor := _kth(weights, params.top_k)) <= least:
+            return None
+        kept, told = _largest(weights, floor, params.top_k), True
+        ids, weights = ids[kept], weights[kept]
+    if params.top_p < 1:
+        nucleus = (
+            _nucleus(weights, params.top_p) if told else _nucleus_of_best(weights, params.top_p * best.mass, least)
+        )
+        if nucleus is None:
+            return None
+        ids, weights, told = ids[nucleus], weights[nucleus], True
+    if params.min_p > 0:
+        if not told and least >= params.min_p:
+            return None
+        kept, told = np.flatnonzero(weights >= params.min_p), True
+        ids, weights = ids[kept], weights[kept]
+    return (ids, weights / weights.sum()) if told else None
+
+
+def draw_best(best: Best, params: SamplingParams, seed: int, choice: int, position: int) -> int | None:
+    """As `draw` with the whole row; None where that is needed."""
+    left = best_distribution(best, params)
+    return None if left is None else _drawn(*left, seed, choice, position)
+
+
 def draw(logits: NDArray[np.floating], params: SamplingParams, seed: int, choice: int, position: int) -> int:
     """The token at output `position` of `choice`: inverse CDF in vocabulary order; the argmax at temperature 0."""
-    ids, probabilities = distribution(logits, params)
+    return _drawn(*distribution(logits, params), seed, choice, position)
+
+
+def _drawn(ids: Ids, probabilities: Probabilities, seed: int, choice: int, position: int) -> int:
     if ids.size == 1:
         return int(ids[0])
     return int(ids[_invert(probabilities, uniform(seed, choice, position))])
@@ -102,6 +156,16 @@ def logprobs(logits: NDArray[np.floating], token: int, count: int) -> Logprobs:
         best = _largest(shifted, _kth(shifted, min(count, shifted.size)), min(count, shifted.size))
         top = best[np.argsort(-shifted[best], kind="stable")].tolist()
     return Logprobs(token, float(shifted[token]), tuple((i, float(shifted[i])) for i in top))
+
+
+def _weights(logits: NDArray[np.floating], peak: float, temperature: float) -> Probabilities:
+    """[vocab], the best is 1."""
+    weights = logits.astype(np.float64)
+    weights -= peak
+    with np.errstate(over="ignore"):  # a tiny temperature sends far logits to -inf, which is right
+        weights /= temperature
+    np.exp(weights, out=weights)
+    return weights
 
 
 def _invert(probabilities: Probabilities, number: float) -> int:
@@ -148,3 +212,16 @@ def _nucleus(weights: Probabilities, top_p: float) -> Ids:
     before = mass[last - 1] if last else 0.0
     count = min(int(np.searchsorted(before + np.cumsum(inside), goal)) + 1, inside.size)
     return _largest(weights, float(inside[count - 1]), int(np.count_nonzero(bins < last)) + count)
+
+
+def _nucleus_of_best(weights: Probabilities, goal: float, least: float) -> Ids | None:
+    """As `_nucleus` of a row whose other weights are at most `least`; None where they may belong to it.
+
+    `goal` was summed elsewhere, in another order: a nucleus that SLACK would change is not told.
+    """
+    falling = np.sort(weights)[::-1]
+    reached = np.cumsum(falling)
+    early, late = np.searchsorted(reached, [goal * (1 - SLACK), goal * (1 + SLACK)])
+    if early != late or late == weights.size or falling[late] <= least:
+        return None
+    return _largest(weights, float(falling[late]), int(late) + 1)

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from runtime.manifest import Manifest
+from runtime.sampling import Best
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,47 @@ class Batch:
     count: np.ndarray  # int64 [rows], nodes
     ancestors: np.ndarray  # bool [rows, nodes, nodes]
     wanted: np.ndarray  # int64 [wanted], indices into tokens
+    # float64 [wanted]: what a token that is drawn there divides its logits by, 0 where none is; None: nowhere is one
+    temperature: np.ndarray | None = None
+
+
+class Result(Protocol):
+    """One step's output, valid until the session's next run. It may lie on a device: what is asked for crosses over."""
+
+    @property
+    def argmax(self) -> np.ndarray:
+        """int64 [wanted]"""
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 [wanted, vocab], all of them"""
+
+    def row(self, node: int) -> np.ndarray:
+        """float32 [vocab]: the logits of one of the wanted nodes."""
+
+    def peak(self, node: int) -> float:
+        """The logit of a wanted node's argmax."""
+
+    def best(self, node: int) -> Best | None:
+        """The largest logits of a wanted node, where that is all that crossed over; else None: take its row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One step's output; the arrays are the session's own and valid until its next run."""
+class HostResult:
+    """A result in this process's memory."""
 
-    argmax: np.ndarray  # int64 [wanted]
-    logits: np.ndarray  # float32 [wanted, vocab]
+    argmax: np.ndarray
+    logits: np.ndarray
+
+    def row(self, node: int) -> np.ndarray:
+        row: np.ndarray = self.logits[node]
+        return row
+
+    def peak(self, node: int) -> float:
+        return float(self.logits[node, self.argmax[node]])
+
+    def best(self, node: int) -> Best | None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,7 @@ ENGINE = (
     Option("prefix_reuse", truth, "keep finished rows for prompts that begin alike, while there is room"),
     Option("queue", whole, "requests that may wait", "NUMBER"),
     Option("threads", whole, "threads of ONNX Runtime, 0: all cores", "NUMBER"),
+    Option("provider", str, "what runs the graphs: auto, cpu, cuda or tensorrt", "NAME"),
     Option("exact", truth, "the same bits in any batch: at least two nodes a row"),
     Option("verify", truth, "check the files' hashes before loading"),
 )  # fmt: skip

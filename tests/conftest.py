@@ -1,5 +1,6 @@
-"""What several kinds of tests share: the demo model, exported once a run in each precision."""
+"""What several kinds of tests share: the demo model, exported once a run in each precision and graph form."""
 
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -7,21 +8,50 @@ from pathlib import Path
 import pytest
 
 from export.artifact import Source, export
+from runtime.errors import GorgonError
+from runtime.manifest import Manifest
+from runtime.params import PROVIDERS, EngineConfig
+from runtime.sessions import open_session
+from tests import provider
 
 DEMO = Path(__file__).parents[1] / "export" / "demo"
 CHECKPOINT = DEMO / "model"
 HEADS = CHECKPOINT / "medusa_lm_head.safetensors"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--provider", choices=PROVIDERS[1:], default="cpu", help="runs tests of the padded form")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    provider.chosen = config.getoption("--provider")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before all tests fail for one reason: a provider that is not there."""
+    if provider.chosen == "cpu":
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "demo"
+        try:
+            export(Source(CHECKPOINT, None, "fp32", "padded", self_test=False), out, lambda message: None)
+            config = EngineConfig(rows=1, provider=provider.chosen)
+            open_session(out, Manifest.read(out.resolve()), config, lambda message: None)
+        except GorgonError as error:
+            pytest.exit(str(error), returncode=error.exit_code)
+
+
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """demo_artifact(precision): the demo model's artifact, read only."""
+    """demo_artifact(precision): the demo model's artifact, read only; padded-PRECISION is one of the padded form."""
     root = tmp_path_factory.mktemp("artifacts")
 
     @cache
     def make(precision: str) -> Path:
         out = root / f"demo-{precision}"
-        export(Source(CHECKPOINT, HEADS, precision), out, lambda message: None)
+        form = "padded" if precision.startswith("padded-") else "ragged"
+        source = Source(CHECKPOINT, HEADS, precision.removeprefix("padded-"), form)
+        export(source, out, lambda message: None)
         return out
 
     return make

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from runtime.cost import CostModel
 from runtime.manifest import STEP_INPUTS, STEP_OUTPUTS, Manifest, capacity_of
-from runtime.session import Batch, Draft, Result
+from runtime.session import Batch, Draft, HostResult, Result
 
 VOCAB = 97
 EOS = 2
@@ -25,7 +25,7 @@ def fake_manifest(**changes: object) -> Manifest:
         "kv_heads": 1, "head_dim": 64, "vocab": VOCAB, "context": 128, "capacity": capacity_of(128),
         "medusa_heads": HEADS, "draft_top_k": TOP_K, "head_accuracy": None, "bos": None, "eos": (EOS,),
         "chat_template": None, "special": {}, "even_tokens": False, "files": {},
-        "inputs": (*STEP_INPUTS, "key_0", "value_0"), "outputs": (*STEP_OUTPUTS, "new_key_0", "new_value_0"),
+        "inputs": (*STEP_INPUTS, "key_0", "value_0"), "outputs": (*STEP_OUTPUTS["ragged"], "new_key_0", "new_value_0"),
     }  # fmt: skip
     return Manifest(**(values | changes))  # type: ignore[arg-type]
 
@@ -106,7 +106,7 @@ class FakeSession:
         if self.fail_next == "nan":
             self.fail_next = None
             logits[batch.wanted < batch.count[0]] = np.nan
-        return Result(logits.argmax(axis=1), logits)
+        return HostResult(logits.argmax(axis=1), logits)
 
     def heads(self, rows: list[int]) -> Draft:
         """Ranks at random, the right token first with probability `luck`."""

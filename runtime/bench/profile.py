@@ -21,7 +21,7 @@ from runtime.errors import ConfigurationError
 from runtime.manifest import Manifest
 from runtime.params import EngineConfig
 from runtime.profile import Profile, fingerprint, path_of, profile
-from runtime.ragged import RaggedSession
+from runtime.sessions import open_session
 from runtime.survey import Sample
 
 
@@ -46,10 +46,12 @@ def run(options: argparse.Namespace) -> int:
     """Measures or reads, prints, writes. Raises GorgonError."""
     if options.png is not None and importlib.util.find_spec("matplotlib") is None:
         raise ConfigurationError("--png needs matplotlib, which is not installed: pip install matplotlib")
-    config = EngineConfig(rows=options.rows, threads=options.threads, exact=options.exact)
     manifest = Manifest.read(options.artifact)
-    session = RaggedSession(options.artifact, manifest, config.rows, config.threads)
-    known = profile(options.artifact, session, config, lambda message: print(message, file=sys.stderr), options.fresh)
+    memory = max(EngineConfig().kv_memory, options.rows * manifest.capacity * manifest.kv_bytes)
+    config = EngineConfig(rows=options.rows, threads=options.threads, exact=options.exact, kv_memory=memory)
+    progress = lambda message: print(message, file=sys.stderr)  # noqa: E731
+    session = open_session(options.artifact, manifest, config, progress)
+    known = profile(options.artifact, session, config, progress, options.fresh)
     machine = Machine.here()
     threads = options.threads or machine.cores
     roofline = None

@@ -8,12 +8,14 @@ real heads of these accuracies accept somewhat more.
 """
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from runtime.errors import ConfigurationError
 from runtime.manifest import Manifest
+from runtime.sampling import Best
 from runtime.session import Batch, Draft, Result, Session
 
 PUBLISHED = Path(__file__).with_name("data") / "medusa_vicuna7b_head_accuracy.csv"
@@ -26,6 +28,27 @@ def published_accuracy(path: Path = PUBLISHED) -> np.ndarray:
     with path.open(newline="") as file:
         rows = list(csv.reader(file))[1:]
     return np.array([[float(value) for value in row[1:]] for row in rows])
+
+
+@dataclass(frozen=True, slots=True)
+class _Replayed:
+    """A result whose argmax is another."""
+
+    argmax: np.ndarray
+    inner: Result
+
+    @property
+    def logits(self) -> np.ndarray:
+        return self.inner.logits
+
+    def row(self, node: int) -> np.ndarray:
+        return self.inner.row(node)
+
+    def peak(self, node: int) -> float:
+        return self.inner.peak(node)
+
+    def best(self, node: int) -> Best | None:
+        return self.inner.best(node)
 
 
 class SimulatedSession:
@@ -63,7 +86,7 @@ class SimulatedSession:
         rank = (self._rng.random(len(depth))[:, None] >= self._cumulative[head]).sum(axis=1)
         true = (rank < top_k) & (depth < heads)
         argmax = np.where(true, self._tokens[head, np.minimum(rank, top_k - 1)], self._miss)
-        return Result(argmax, result.logits)
+        return _Replayed(argmax, result)
 
     def heads(self, rows: list[int]) -> Draft:
         self._inner.heads(rows)

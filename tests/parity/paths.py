@@ -7,8 +7,11 @@ import numpy as np
 
 from runtime.batch import Packer
 from runtime.manifest import Manifest
-from runtime.ragged import RaggedSession
+from runtime.params import EngineConfig
+from runtime.session import Session
+from runtime.sessions import open_session
 from runtime.tree import Tree, lone
+from tests import provider
 
 ROWS = 8
 
@@ -17,13 +20,17 @@ ROWS = 8
 class Model:
     """A session and its packer: logits of whatever rows bring."""
 
-    session: RaggedSession
+    session: Session
     packer: Packer
 
     @classmethod
-    def load(cls, artifact: Path, exact: bool = True) -> "Model":
+    def load(cls, artifact: Path, exact: bool = True, on: str = "") -> "Model":
+        """`on` a provider: else the tests' own for the padded form."""
         manifest = Manifest.read(artifact)
-        return cls(RaggedSession(artifact, manifest, ROWS, 2), Packer(exact, manifest.even_tokens, manifest.context))
+        on = on or (provider.chosen if manifest.form == "padded" else "cpu")
+        config = EngineConfig(rows=ROWS, threads=2, kv_memory=1 << 30, provider=on)
+        session = open_session(artifact, manifest, config, lambda message: None)
+        return cls(session, Packer(exact, manifest.even_tokens, manifest.context))
 
     def run(self, works: list[tuple[int, list[int] | Tree]]) -> list[np.ndarray]:
         """For each row the logits of its tree's nodes [nodes, vocab], or of its chunk's last token [1, vocab]."""

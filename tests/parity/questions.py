@@ -7,8 +7,10 @@ from tokenizers import Tokenizer
 
 from export.demo.dialogue import HELD_OUT_PHRASINGS, PREFIX, TRAINED_PHRASINGS, load_entries, turn
 from runtime.engine import Engine
+from runtime.manifest import Manifest
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sequence import Sequence
+from tests import provider
 from tests.conftest import CHECKPOINT
 from tests.fake import fake_cost
 
@@ -29,8 +31,10 @@ def prompts(count: int = COUNT, seed: int = 0) -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
 
-def engine_of(artifact: Path, rows: int) -> Engine:
-    config = EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000)
+def engine_of(artifact: Path, rows: int, on: str = "") -> Engine:
+    """`on` a provider: else the tests' own for the padded form."""
+    on = on or (provider.chosen if Manifest.read(artifact).form == "padded" else "cpu")
+    config = EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000, provider=on)
     return Engine.from_artifact(artifact, config, fake_cost())
 
 

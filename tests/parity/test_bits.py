@@ -9,7 +9,7 @@ import pytest
 from runtime.tree import lone
 from tests.parity.paths import ROWS, Model, random_tree
 
-PRECISIONS = ("fp32", "int8", "int8-block32", "int4")
+PRECISIONS = ("fp32", "int8", "int8-block32", "int4", "padded-fp32")
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)

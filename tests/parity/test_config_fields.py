@@ -17,9 +17,10 @@ from export.artifact import Source, export
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
 from export.reference import Reference, chain
-from runtime.manifest import Manifest
-from runtime.ragged import RaggedSession
+from runtime.manifest import FORMS, Manifest
+from runtime.params import EngineConfig
 from runtime.session import Batch
+from runtime.sessions import open_session
 from tests.checkpoints import tiny_llama
 
 LIMIT = 2e-4  # of the largest logit
@@ -92,9 +93,10 @@ def by_reference(checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
     return reference.logits(reference.hidden_states([chain(tokens.tolist())])[0])
 
 
-def by_artifact(checkpoint: Path, out: Path, tokens: np.ndarray) -> np.ndarray:
-    export(Source(checkpoint, None, "fp32"), out, lambda what: None)
-    session = RaggedSession(out, Manifest.read(out), rows=1, threads=1)
+def by_artifact(checkpoint: Path, out: Path, tokens: np.ndarray, form: str) -> np.ndarray:
+    export(Source(checkpoint, None, "fp32", form), out, lambda what: None)
+    config = EngineConfig(rows=1, threads=1)
+    session = open_session(out, Manifest.read(out), config, lambda what: None)
     n = np.arange(len(tokens))
     tree = np.tri(len(tokens), dtype=bool)[None]
     return session.run(Batch(tokens, n, np.array([0]), np.array([len(tokens)]), tree, n)).logits
@@ -110,7 +112,8 @@ def test_field(tmp_path: Path, name: str) -> None:
     checkpoint = tiny_llama(tmp_path / "base", **field.overrides)
     want = by_transformers(checkpoint, TOKENS)
     assert error(by_reference(checkpoint, TOKENS), want) < LIMIT / 10
-    assert error(by_artifact(checkpoint, tmp_path / "artifact", TOKENS), want) < LIMIT
+    for form in FORMS:
+        assert error(by_artifact(checkpoint, tmp_path / form, TOKENS, form), want) < LIMIT
     if field.without is not None:
         config = json.loads((checkpoint / "config.json").read_text()) | field.without
         (checkpoint / "config.json").write_text(json.dumps(config))

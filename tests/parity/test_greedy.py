@@ -34,11 +34,16 @@ def transformers_answers() -> list[list[int]]:
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("speculation", SPECULATION)
+@pytest.mark.parametrize("precision", ["fp32", "padded-fp32"])
 def test_fp32_is_transformers_generate(
-    demo_artifact: Callable[[str], Path], transformers_answers: list[list[int]], speculation: int | str, rows: int
+    demo_artifact: Callable[[str], Path],
+    transformers_answers: list[list[int]],
+    precision: str,
+    speculation: int | str,
+    rows: int,
 ) -> None:
     params = [SamplingParams(max_tokens=MAX_TOKENS, speculation=speculation)] * len(transformers_answers)
-    got = answer(engine_of(demo_artifact("fp32"), rows), prompts(), params, seed=rows)
+    got = answer(engine_of(demo_artifact(precision), rows), prompts(), params, seed=rows)
     assert got == transformers_answers
 
 

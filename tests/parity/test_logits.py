@@ -29,9 +29,9 @@ def reference() -> Reference:
     return logits
 
 
-@pytest.fixture(scope="module")
-def model(demo_artifact: Callable[[str], Path]) -> Model:
-    return Model.load(demo_artifact("fp32"))
+@pytest.fixture(scope="module", params=["fp32", "padded-fp32"])
+def model(request: pytest.FixtureRequest, demo_artifact: Callable[[str], Path]) -> Model:
+    return Model.load(demo_artifact(request.param))
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:

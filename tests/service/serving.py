@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, processors
 from runtime.engine import Engine
 from runtime.manifest import Manifest
 from runtime.params import EngineConfig
-from runtime.session import Batch, Result
+from runtime.session import Batch, HostResult, Result
 from service.config import WebConfig
 from service.engine_thread import EngineThread
 from service.server import Server, listen
@@ -71,7 +71,7 @@ class ScriptSession(FakeSession):
         for i, node in enumerate(batch.wanted):
             position = int(rows[node] + batch.depth[node]) + 1
             result.argmax[i] = self._script[position % len(self._script)]
-        return Result(result.argmax, np.zeros((len(batch.wanted), self.manifest.vocab), np.float32))
+        return HostResult(result.argmax, np.zeros((len(batch.wanted), self.manifest.vocab), np.float32))
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.cost import CostModel
 from runtime.load import Load
-from runtime.session import Batch, Draft, Result
+from runtime.session import Batch, Draft, HostResult, Result
 from tests.fake import fake_manifest
 
 VOCAB, HEADS, TOP_K, LONG = 6000, 5, 10, 400
@@ -74,7 +74,7 @@ class ReplaySession:
         self._trace[: len(fresh)][fresh] = batch.tokens[start[fresh]]
         place = batch.length[row] + batch.depth  # of the next token in the text, which begins after the prompt
         said = self._texts[self._trace[row], np.minimum(place, LONG - 1)]
-        return Result(said[batch.wanted], np.broadcast_to(self._blank, (len(batch.wanted), VOCAB)))
+        return HostResult(said[batch.wanted], np.broadcast_to(self._blank, (len(batch.wanted), VOCAB)))
 
     def heads(self, rows: list[int]) -> Draft:
         self._clock.now += self._cost.heads(len(rows))

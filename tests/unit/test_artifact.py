@@ -16,11 +16,16 @@ from export.config import ModelConfig
 from export.decoder import build_decoder
 from export.draft_heads import build_heads
 from export.heads import MedusaHeads
-from runtime.errors import ArtifactError, SelfTestError, TensorError
-from runtime.manifest import PRECISIONS, Manifest
+from runtime.engine import Engine
+from runtime.errors import ArtifactError, ConfigurationError, SelfTestError, TensorError
+from runtime.manifest import FORMS, MOVES, Manifest
+from runtime.params import EngineConfig
 from tests.checkpoints import CHAT_TEMPLATE, medusa_heads, tiny_llama
+from tests.fake import fake_cost
 
 Tensor = Callable[[str], np.ndarray]
+RAGGED = [("ragged", precision) for precision in FORMS["ragged"]]
+PADDED = [("padded", precision) for precision in FORMS["padded"] if precision != "bf16"]  # which no CPU runs
 
 
 def silent(what: str) -> None:
@@ -33,18 +38,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return Source(tiny_llama(folder / "base"), medusa_heads(folder / "heads"), "fp32")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("form", "precision"), RAGGED + PADDED)
 @pytest.mark.parametrize("layout", ["v1", "v2"])
-def test_an_export_repeats_byte_for_byte(tmp_path: Path, source: Source, precision: str, layout: str) -> None:
-    source = replace(source, precision=precision, heads=medusa_heads(tmp_path / "heads", layout))
+def test_an_export_repeats_byte_for_byte(
+    tmp_path: Path, source: Source, form: str, precision: str, layout: str
+) -> None:
+    source = replace(source, form=form, precision=precision, heads=medusa_heads(tmp_path / "heads", layout))
     files = []
     for folder in ("one", "two"):
         artifact.export(source, tmp_path / folder / "tiny", silent)
         files.append({path.name: path.read_bytes() for path in (tmp_path / folder / "tiny").iterdir()})
     assert files[0] == files[1]
-    assert sorted(files[0]) == [
-        "decoder.onnx", "decoder.onnx.data", "heads.onnx", "heads.onnx.data", "manifest.json", "tokenizer.json",
-    ]  # fmt: skip
+    names = ["decoder.onnx", "decoder.onnx.data", "heads.onnx", "heads.onnx.data", "manifest.json", "tokenizer.json"]
+    assert sorted(files[0]) == sorted([*names, *(MOVES if form == "padded" else ())])
 
 
 def test_the_manifest(tmp_path: Path, source: Source) -> None:
@@ -67,8 +73,8 @@ def test_without_heads_and_with_a_smaller_context(tmp_path: Path, source: Source
     assert not (tmp_path / "tiny" / "heads.onnx").exists()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_odd_widths_and_every_option_at_once(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(("form", "precision"), RAGGED + PADDED)
+def test_odd_widths_and_every_option_at_once(tmp_path: Path, form: str, precision: str) -> None:
     """Widths that are no multiple of a block, tied embeddings, biases, shards, bfloat16, one key head."""
     base = tiny_llama(
         tmp_path / "base", vocab_size=263, intermediate_size=100, hidden_size=48, num_attention_heads=3,
@@ -76,7 +82,32 @@ def test_odd_widths_and_every_option_at_once(tmp_path: Path, precision: str) -> 
         dtype="bfloat16", shards=3,
     )  # fmt: skip
     heads = medusa_heads(tmp_path / "heads", "vllm-shared", layers=2, hidden=48, vocab=263)
-    artifact.export(Source(base, heads, precision), tmp_path / "tiny", silent)
+    artifact.export(Source(base, heads, precision, form), tmp_path / "tiny", silent)
+
+
+@pytest.mark.parametrize(
+    ("form", "precision", "right"),
+    [("ragged", "fp16", "fp32, int8, int8-block32, int4"), ("padded", "int8", "fp32, fp16, bf16, int4")],
+)
+def test_a_precision_that_the_form_has_not(
+    tmp_path: Path, source: Source, form: str, precision: str, right: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"precision {precision} is none of the {form} form: it has {right}"):
+        artifact.export(replace(source, form=form, precision=precision), tmp_path / "tiny", silent)
+
+
+def test_what_no_cpu_runs_is_kept_only_unchecked(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    bf16 = replace(source, form="padded", precision="bf16")
+    with pytest.raises(ConfigurationError, match="no MatMul of bf16.*--no-self-test"):
+        artifact.export(bf16, tmp_path / "tiny", silent)
+    assert list(tmp_path.iterdir()) == []
+    manifest, report = artifact.export(replace(bf16, self_test=False), tmp_path / "tiny", silent)
+    assert report is None and manifest.values == "bfloat16" and manifest.kv_bytes == 2 * 2 * 2 * 16 * 2
+    with pytest.raises(ConfigurationError, match="no MatMul: run it with --provider cuda"):
+        Engine.from_artifact(tmp_path / "tiny", EngineConfig(rows=1), fake_cost())
 
 
 def tensor_names() -> list[str]:
@@ -89,26 +120,29 @@ def shuffled(values: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("form", "precision"), [*RAGGED, ("padded", "fp16"), ("padded", "int4")])
 @pytest.mark.parametrize("wrong", tensor_names())
 def test_a_scrambled_tensor_fails_the_self_test(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, wrong: str, precision: str
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, wrong: str, form: str, precision: str
 ) -> None:
     def build(config: ModelConfig, tensor: Tensor, *rest: Any) -> None:
         build_decoder(config, lambda name: shuffled(tensor(name)) if name == wrong else tensor(name), *rest)
 
     monkeypatch.setattr(artifact, "build_decoder", build)
     with pytest.raises(SelfTestError, match="largest error of the logits"):
-        artifact.export(replace(source, precision=precision, heads=None), tmp_path / "tiny", silent)
+        artifact.export(replace(source, form=form, precision=precision, heads=None), tmp_path / "tiny", silent)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("wrong", "precision"),
-    [("2.0.linear.bias", "fp32"), *((name, p) for name in ("1.0.linear.weight", "0.1.weight") for p in PRECISIONS)],
+    ("wrong", "form", "precision"),
+    [
+        ("2.0.linear.bias", "ragged", "fp32"),
+        *((name, *kind) for name in ("1.0.linear.weight", "0.1.weight") for kind in RAGGED + PADDED),
+    ],
 )
 def test_a_scrambled_head_fails_the_self_test(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, wrong: str, precision: str
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, wrong: str, form: str, precision: str
 ) -> None:
     assert source.heads is not None
     tensors = load_file(source.heads / "medusa_lm_head.safetensors")
@@ -119,7 +153,7 @@ def test_a_scrambled_head_fails_the_self_test(
 
     monkeypatch.setattr(artifact, "build_heads", build)
     with pytest.raises(SelfTestError, match="of the heads' log-probabilities"):
-        artifact.export(replace(source, precision=precision), tmp_path / "tiny", silent)
+        artifact.export(replace(source, form=form, precision=precision), tmp_path / "tiny", silent)
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,17 @@ def test_a_whole_artifact_loads(artifact: Path) -> None:
 
 def names_of(layers: int) -> dict[str, list[str]]:
     cache = [f"{part}_{i}" for i in range(layers) for part in ("key", "value")]
-    return {"inputs": [*STEP_INPUTS, *cache], "outputs": [*STEP_OUTPUTS, *(f"new_{name}" for name in cache)]}
+    return {"inputs": [*STEP_INPUTS, *cache], "outputs": [*STEP_OUTPUTS["ragged"], *(f"new_{name}" for name in cache)]}
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"schema": 1}, "schema 1, this version reads 2"),
-        ({"form": "padded"}, "form is 'padded'"),
+        ({"form": "packed"}, "form is 'packed'"),
+        ({"form": ["padded"]}, "form is "),
+        ({"form": "padded"}, "outputs has 7 names, 2 layers make it 8"),
+        ({"form": "padded", "precision": "int8"}, "precision is 'int8', not one of fp32, fp16, bf16, int4"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"layers": 0}, "layers is 0"),
         ({"vocab": "300"}, "vocab is '300'"),
@@ -84,6 +87,14 @@ def names_of(layers: int) -> dict[str, list[str]]:
 def test_a_manifest_that_does_not_fit(artifact: Path, values: dict[str, Any], words: str) -> None:
     change(artifact, **values)
     with pytest.raises(ArtifactError, match=words):
+        load(artifact)
+
+
+def test_a_ragged_graph_is_no_padded_one(artifact: Path) -> None:
+    names = json.loads((artifact / "manifest.json").read_text())
+    names["outputs"].append("peak")
+    change(artifact, form="padded", outputs=names["outputs"])
+    with pytest.raises(ArtifactError, match="files lacks commit.onnx"):
         load(artifact)
 
 

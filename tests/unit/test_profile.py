@@ -14,7 +14,7 @@ from runtime.fit import fit
 from runtime.manifest import Manifest
 from runtime.params import EngineConfig
 from runtime.profile import fingerprint, load_or_measure, measure, path_of, profile
-from runtime.session import Batch, Draft, Result
+from runtime.session import Batch, Draft, HostResult, Result
 from runtime.survey import PATIENCE, SECONDS, Sample, row_points, token_points
 from tests.fake import fake_manifest
 
@@ -57,7 +57,7 @@ class TimedSession:
             assert length <= self.filled[row], "a run reads what nobody committed"
         self.runs += 1
         self._pass(self.seconds(batch.count, batch.length, len(batch.wanted)))
-        return Result(np.zeros(0, np.int64), np.zeros((0, self.manifest.vocab), np.float32))
+        return HostResult(np.zeros(0, np.int64), np.zeros((0, self.manifest.vocab), np.float32))
 
     def heads(self, rows: list[int]) -> Draft:
         self._pass(self.drafting(len(rows)))
