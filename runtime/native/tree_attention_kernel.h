@@ -17,6 +17,12 @@ namespace {
 constexpr float kLowest = -3.402823466e38f;  // before any key: finite, so that no difference is NaN
 constexpr float kHidden = -HUGE_VALF;        // score of a key that must not be seen: weight exactly 0
 constexpr int kTile = Wide::kKeys;           // keys whose scores are made at once
+constexpr int64_t kNear = 16384;             // bytes of values that are added to all queries: half a first-level cache
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -25,10 +31,9 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // Cody and Waite's reduction; the polynomial is that of Cephes' expf (Moshier).
 template <class V>
 inline V exponential(V x) {
-  const V t = V::max(V::set(-88.0f), x);
-  const V shifted = V::fma(t, V::set(1.44269504088896341f), V::set(12582912.0f));  // 1.5 * 2^23: rounds to a whole number
+  const V shifted = V::fma(x, V::set(1.44269504088896341f), V::set(12582912.0f));  // 1.5 * 2^23: rounds to a whole number
   const V n = shifted - V::set(12582912.0f);
-  V r = V::fma(n, V::set(-0.693359375f), t);
+  V r = V::fma(n, V::set(-0.693359375f), x);
   r = V::fma(n, V::set(2.12194440e-4f), r);
   V p = V::set(1.9875691500e-4f);
   p = V::fma(p, r, V::set(1.3981999507e-3f));
@@ -115,9 +120,11 @@ void write(const TreeAttention& a, const Row& row, int64_t kv_head, float* scrat
 
 // ---- scores ----
 
-// Keys [Keys, width] times vectors of queries [Vectors][width][lanes]: scores [keys][stride].
+// Keys [Keys, width] times vectors of queries [Vectors][width][lanes]: scores [keys][stride]. As many bytes are fetched
+// at `next` and at `value` meanwhile: with few queries a key is done with before the next one would be there.
 template <class V, int Vectors, int Keys>
-inline void score_tile(const float* query, const float* key, int64_t width, float* scores, int64_t stride) {
+inline void score_tile(
+    const float* query, const float* key, int64_t width, float* scores, int64_t stride, const float* next, const float* value) {
   V sum[Vectors][Keys];
 #pragma GCC unroll 16
   for (int i = 0; i < Vectors; i++)
@@ -127,6 +134,8 @@ inline void score_tile(const float* query, const float* key, int64_t width, floa
     V q[Vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < Vectors; i++) q[i] = V::load(query + (i * width + d) * V::kWidth);
+    __builtin_prefetch(next + d * Keys);
+    __builtin_prefetch(value + d * Keys, 0, 2);
 #pragma GCC unroll 16
     for (int j = 0; j < Keys; j++) {
       const V k = V::set(key[j * width + d]);
@@ -141,23 +150,27 @@ inline void score_tile(const float* query, const float* key, int64_t width, floa
 }
 
 template <class V, int Vectors>
-void score(const float* query, const float* key, int64_t width, int64_t slots, float* scores, int64_t stride) {
+void score(const float* query, const float* key, const float* value, int64_t width, int64_t slots, float* scores,
+           int64_t stride) {
   int64_t j = 0;
-  for (; j + kTile <= slots; j += kTile)
-    score_tile<V, Vectors, kTile>(query, key + j * width, width, scores + j * stride, stride);
-  if (j + 4 <= slots && kTile > 4) {
-    score_tile<V, Vectors, 4>(query, key + j * width, width, scores + j * stride, stride);
-    j += 4;
-  }
-  for (; j < slots; j++) score_tile<V, Vectors, 1>(query, key + j * width, width, scores + j * stride, stride);
+  const auto tile = [&](auto keys) {
+    constexpr int n = decltype(keys)::value;
+    score_tile<V, Vectors, n>(
+        query, key + j * width, width, scores + j * stride, stride, key + (j + kTile) * width, value + j * width);
+    j += n;
+  };
+  while (j + kTile <= slots) tile(Number<kTile>());
+  while (j + 4 <= slots) tile(Number<4>());
+  while (j < slots) tile(Number<1>());
 }
 
 // ---- values ----
 
-// `slots` values [slots][width], weighted [slots][stride], onto the sums [Queries][width], which first shrink.
-template <class V, int Queries, int Vectors>
-inline void add_tile(
-    const float* weight, int64_t stride, const float* value, int64_t width, int64_t slots, const float* shrink, float* sums) {
+// `slots` values [slots][width], weighted [slots][stride], onto the sums [Queries][width], which first shrink. As
+// many bytes are fetched at `next` meanwhile.
+template <class V, int Queries, int Vectors, bool Fetch>
+inline void add_tile(const float* weight, int64_t stride, const float* value, int64_t width, int64_t slots,
+                     const float* shrink, float* sums, const float* next) {
   V sum[Queries][Vectors];
 #pragma GCC unroll 16
   for (int q = 0; q < Queries; q++) {
@@ -168,7 +181,10 @@ inline void add_tile(
   for (int64_t j = 0; j < slots; j++) {
     V v[Vectors];
 #pragma GCC unroll 16
-    for (int i = 0; i < Vectors; i++) v[i] = V::load(value + j * width + i * V::kWidth);
+    for (int i = 0; i < Vectors; i++) {
+      v[i] = V::load(value + j * width + i * V::kWidth);
+      if (Fetch) __builtin_prefetch(next + j * width + i * V::kWidth, 0, 2);
+    }
 #pragma GCC unroll 16
     for (int q = 0; q < Queries; q++) {
       const V p = V::set(weight[j * stride + q]);
@@ -184,29 +200,38 @@ inline void add_tile(
 
 template <class V, int Vectors>
 void add_columns(const float* weight, int64_t stride, int64_t queries, const float* value, int64_t width, int64_t slots,
-                 const float* shrink, float* sums) {
+                 const float* shrink, float* sums, const float* next) {
   int64_t q = 0;
-  for (; q + 4 <= queries; q += 4)
-    add_tile<V, 4, Vectors>(weight + q, stride, value, width, slots, shrink + q, sums + q * width);
-  for (; q < queries; q++)
-    add_tile<V, 1, Vectors>(weight + q, stride, value, width, slots, shrink + q, sums + q * width);
+  const auto tile = [&](auto n, auto fetch) {
+    constexpr int count = decltype(n)::value;
+    add_tile<V, count, Vectors, decltype(fetch)::value != 0>(
+        weight + q, stride, value, width, slots, shrink + q, sums + q * width, next);
+    q += count;
+  };
+  if (next != nullptr) queries >= 4 ? tile(Number<4>(), Number<1>()) : tile(Number<1>(), Number<1>());
+  while (q + 4 <= queries) tile(Number<4>(), Number<0>());
+  while (q < queries) tile(Number<1>(), Number<0>());
 }
 
 void add(const float* weight, int64_t stride, int64_t queries, const float* value, int64_t width, int64_t slots,
-         const float* shrink, float* sums) {
-  int64_t d = 0;
-  for (; d + 4 * Wide::kWidth <= width; d += 4 * Wide::kWidth)
-    add_columns<Wide, 4>(weight, stride, queries, value + d, width, slots, shrink, sums + d);
-  if (d + 2 * Wide::kWidth <= width) {
-    add_columns<Wide, 2>(weight, stride, queries, value + d, width, slots, shrink, sums + d);
-    d += 2 * Wide::kWidth;
+         const float* shrink, float* sums, const float* next) {
+  alignas(64) static constexpr float kKeep[kLanes] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                                      1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  const int64_t step = most(kTile, kNear / (width * static_cast<int64_t>(sizeof(float))));
+  for (int64_t j = 0; j < slots; j += step, shrink = kKeep, weight += step * stride, value += step * width) {
+    const int64_t n = least(step, slots - j);
+    int64_t d = 0;
+    const auto columns = [&](auto vector, auto vectors) {
+      using V = decltype(vector);
+      add_columns<V, decltype(vectors)::value>(weight, stride, queries, value + d, width, n, shrink, sums + d, next != nullptr ? next + d : nullptr);
+      d += V::kWidth * decltype(vectors)::value;
+    };
+    while (d + 4 * Wide::kWidth <= width) columns(Wide(), Number<4>());
+    while (d + 2 * Wide::kWidth <= width) columns(Wide(), Number<2>());
+    while (d + Wide::kWidth <= width) columns(Wide(), Number<1>());
+    while (d < width) columns(Narrow(), Number<1>());
+    if (next != nullptr) next += step * width;
   }
-  if (d + Wide::kWidth <= width) {
-    add_columns<Wide, 1>(weight, stride, queries, value + d, width, slots, shrink, sums + d);
-    d += Wide::kWidth;
-  }
-  for (; d < width; d += Narrow::kWidth)
-    add_columns<Narrow, 1>(weight, stride, queries, value + d, width, slots, shrink, sums + d);
 }
 
 // ---- one piece of work ----
@@ -247,8 +272,10 @@ struct Room {
     values = take(a.type == CacheType::fp32 ? 0 : slots * a.head_dim);
     seen = reinterpret_cast<uint8_t*>(scratch);
   }
-  float* maxima(const TreeAttention& a, float* part) const { return part + lanes * a.head_dim; }
-  float* weights(const TreeAttention& a, float* part) const { return part + lanes * (a.head_dim + 1); }
+  template <class Part>
+  Part* maxima(const TreeAttention& a, Part* part) const { return part + lanes * a.head_dim; }
+  template <class Part>
+  Part* weights(const TreeAttention& a, Part* part) const { return part + lanes * (a.head_dim + 1); }
 
   void clear(const TreeAttention& a, float* part) const {
     std::memset(part, 0, lanes * a.head_dim * sizeof(float));
@@ -340,7 +367,7 @@ void block_of(const TreeAttention& a, const Work& w, const Room& room, int64_t b
               const float* value, int64_t lane) {
   constexpr int64_t stride = Vectors * V::kWidth;
   const int64_t n = slots.to - slots.from;
-  score<V, Vectors>(room.query + lane * a.head_dim, key, a.head_dim, n, room.scores, stride);
+  score<V, Vectors>(room.query + lane * a.head_dim, key, value, a.head_dim, n, room.scores, stride);
   for (int i = 0; i < Vectors; i++) {
     const int64_t at = i * V::kWidth;
     if (slots.to > w.row->length) hide<V>(a, w, room, block, slots, lane + at, room.scores + at, stride);
@@ -348,7 +375,7 @@ void block_of(const TreeAttention& a, const Work& w, const Room& room, int64_t b
               room.shrink + at);
   }
   add(room.scores, stride, least(stride, room.queries - lane), value, a.head_dim, n, room.shrink,
-      room.sums + lane * a.head_dim);
+      room.sums + lane * a.head_dim, lane == 0 && a.type == CacheType::fp32 ? key + n * a.head_dim : nullptr);
 }
 
 template <class V>
@@ -378,9 +405,8 @@ void segment_of(const TreeAttention& a, const Work& w, const Room& room, int64_t
 
 // Adds a segment's sums to those of the segments before it.
 void append(const TreeAttention& a, const Room& room, const float* part) {
-  float* part_ = const_cast<float*>(part);
   float *maximum = room.maxima(a, room.totals), *weight = room.weights(a, room.totals);
-  const float *other_maximum = room.maxima(a, part_), *other_weight = room.weights(a, part_);
+  const float *other_maximum = room.maxima(a, part), *other_weight = room.weights(a, part);
   alignas(64) float shrink[kLanes], other_shrink[kLanes];
   for (int64_t lane = 0; lane < room.queries; lane += Wide::kWidth) {
     const Wide top = Wide::max(Wide::load(maximum + lane), Wide::load(other_maximum + lane));
@@ -410,23 +436,27 @@ void finish(const TreeAttention& a, const Work& w, const Room& room) {
 }
 
 template <class V>
-void attend_with(const TreeAttention& a, const Work& w, const Room& room) {
+void attend_with(const TreeAttention& a, const Work& w, Room& room) {
   pack_queries<V>(a, w, room);
   for (int64_t i = 0; i < w.segments; i++) {
     const int64_t segment = w.first_segment + i;
     segment_of<V>(a, w, room, segment);
-    if (w.partial)
+    if (w.partial) {
       std::memcpy(w.partial + segment * partial_size(a, w), room.sums, partial_size(a, w) * sizeof(float));
-    else
+    } else if (i == 0) {  // added to nothing it would be the same
+      float* first = room.sums;
+      room.sums = room.totals;
+      room.totals = first;
+    } else {
       append(a, room, room.sums);
+    }
   }
 }
 
 void attend(const TreeAttention& a, const Work& w, float* scratch) {
-  const Room room(a, w, scratch);
+  Room room(a, w, scratch);
   if (w.writes) write(a, *w.row, w.kv_head, room.turned);
   if (!w.row->chain) spread_ancestors(a, w, room);
-  if (!w.partial) room.clear(a, room.totals);
   if (room.queries > Narrow::kWidth)
     attend_with<Wide>(a, w, room);
   else

@@ -1,7 +1,7 @@
 """Steps of packed trees and chunks for tests, the native kernel, and what it must compute, in float64."""
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -170,12 +170,21 @@ class Kernel:
             "positions": len(cosine), "type": TYPES[shape.type][0],
         }  # fmt: skip
         sizes |= {name: value for name, value in changes.items() if isinstance(value, int)}
-        arguments = _Arguments(**sizes, **{name: array.ctypes.data for name, array in arrays.items()})
+        addresses = {name: array.ctypes.data for name, array in arrays.items()}
+        arguments = _Arguments(**(addresses | sizes))
         error = ctypes.create_string_buffer(1000)
         isa = ctypes.c_int64(ISAS[self.isa])
         if self.library.gorgon_tree_attention(ctypes.byref(arguments), self.threads, isa, error, ctypes.c_size_t(1000)):
             raise Refused(error.value.decode())
         return arrays["out"]
+
+    def exponential(self, x: np.ndarray) -> np.ndarray:
+        """e^x of float32 numbers, a multiple of 16 of them."""
+        y = np.empty_like(x)
+        at = ctypes.c_void_p
+        isa = ctypes.c_int64(ISAS[self.isa])
+        self.library.gorgon_exponential(at(x.ctypes.data), at(y.ctypes.data), ctypes.c_int64(x.size), isa)
+        return y
 
 
 def rotated(x: np.ndarray, position: np.ndarray, shape: Shape) -> np.ndarray:
@@ -215,6 +224,3 @@ def new_keys(shape: Shape, step: Step) -> tuple[np.ndarray, np.ndarray]:
     x = step.qkv.reshape(len(step.qkv), -1, shape.head_dim).astype(np.float64)
     position = np.repeat(step.length, step.count) + step.depth
     return rotated(x[:, shape.heads : -shape.kv_heads], position, shape), x[:, -shape.kv_heads :]
-
-
-__all__ = ["Cache", "Kernel", "Refused", "Shape", "Step", "replace"]
