@@ -13,9 +13,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime.manifest import NATIVE_OPERATORS
+
 MICROSOFT = "com.microsoft"
+GORGON = "gorgon"  # the domain of our own operators, see `call`
 OPSET = 21
 IR_VERSION = 10
+OPSETS = (helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1))
 INLINE_BYTES = 1024  # smaller tensors stay in the graph file
 ALIGN = 4096  # so that weights can be mapped into memory
 
@@ -37,6 +41,7 @@ class Emitter:
         self._names: dict[str, int] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._functions: dict[str, onnx.FunctionProto] = {}
         self.scope = ""  # prefixed to the names made from here on
 
     def __enter__(self) -> "Emitter":
@@ -64,6 +69,12 @@ class Emitter:
         outputs = ["" if name == "-" else name or self._fresh(op) for name in names]
         self._nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
         return outputs
+
+    def call(self, function: onnx.FunctionProto, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """An operator of our own, as `node`; `function` says it in stock operators, which run without the library."""
+        known = self._functions.setdefault(function.name, function)
+        assert known is function, f"two functions are called {function.name}"
+        return self.node(function.name, *inputs, name=name, domain=GORGON, **attributes)
 
     def scan(self, inputs: Sequence[str], outputs: Sequence[str], body: onnx.GraphProto) -> None:
         """A Scan without state variables: every input is sliced, every output stacked, along its first dimension."""
@@ -101,9 +112,11 @@ class Emitter:
         model = helper.make_model(
             graph,
             ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            opset_imports=[*OPSETS, helper.make_opsetid(GORGON, 1)],
             producer_name="gorgon",
+            functions=list(self._functions.values()),
         )
+        helper.set_model_props(model, {NATIVE_OPERATORS: ",".join(sorted(self._functions))})
         self._path.write_bytes(model.SerializeToString(deterministic=True))
 
     def _fresh(self, op: str) -> str:

@@ -1,15 +1,18 @@
 """One linear layer in each precision: y = x W^T + b over packed tokens.
 
 fp32: MatMul. int8: W8A8 per token and output channel. int4, int8-block32: MatMulNBits. Operators and their measured
-speed: docs/decisions/0002-linear-layers.md.
+speed: docs/decisions/0002-linear-layers.md. int4 is a function of ours: with the native library its operator runs, and
+else its body (docs/decisions/0010-native-operators.md).
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import onnx
+from onnx import AttributeProto, helper
 
 from export import quantize
-from export.emitter import MICROSOFT, Emitter
+from export.emitter import GORGON, MICROSOFT, OPSETS, Emitter
 
 INT4_BLOCK = 32
 INT8_BLOCK = 32  # as in GGUF's Q8_0
@@ -49,14 +52,33 @@ def linear_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterabl
 def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: str, result: str) -> str:
     if precision == "fp32":
         return emitter.node("MatMul", x, emitter.weight(name, weight.T), name=result)
+    outputs, inputs = weight.shape
     if precision == "int8-block32":
-        (packed, scale), bits, block = quantize.int8_blocks(weight, INT8_BLOCK), 8, INT8_BLOCK
-    else:
-        (packed, scale), bits, block = quantize.int4(weight, INT4_BLOCK), 4, INT4_BLOCK
-    return emitter.node(
-        "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=result,
-        domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=bits, block_size=block, accuracy_level=ACCURACY,
+        packed, scale = quantize.int8_blocks(weight, INT8_BLOCK)
+        return emitter.node(
+            "MatMulNBits", x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=result,
+            domain=MICROSOFT, K=inputs, N=outputs, bits=8, block_size=INT8_BLOCK, accuracy_level=ACCURACY,
+        )  # fmt: skip
+    packed, scale = quantize.int4(weight, INT4_BLOCK)
+    return emitter.call(
+        MATMUL_INT4, x, emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale), name=result,
+        K=inputs, N=outputs, block_size=INT4_BLOCK,
     )  # fmt: skip
+
+
+def _matmul_int4() -> onnx.FunctionProto:
+    """Inputs x [..., K], packed uint8 and scale as `quantize.int4` makes them; output [..., N]."""
+    sizes = ("K", "N", "block_size")
+    node = helper.make_node(
+        "MatMulNBits", ["x", "packed", "scale"], ["y"], domain=MICROSOFT, bits=4, accuracy_level=ACCURACY
+    )
+    node.attribute.extend(AttributeProto(name=n, ref_attr_name=n, type=AttributeProto.INT) for n in sizes)
+    return helper.make_function(
+        GORGON, "MatMulInt4", ["x", "packed", "scale"], ["y"], [node], list(OPSETS), attributes=sizes
+    )
+
+
+MATMUL_INT4 = _matmul_int4()
 
 
 def _quantized(emitter: Emitter, x: str) -> tuple[str, str]:

@@ -91,7 +91,7 @@ class Engine:
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # the package raises bare Exception
             raise ArtifactError(f"{directory / 'tokenizer.json'} does not load: {error}") from error
-        session = RaggedSession(directory, manifest, config.rows, config.threads)
+        session = RaggedSession(directory, manifest, config.rows, config.threads, config.operators)
         if cost is None:
             cost = load_or_measure(Path(path), session, config, progress)
         return cls(session, tokenizer, config, cost)

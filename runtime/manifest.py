@@ -14,6 +14,7 @@ SCHEMA = 2
 FILE = "manifest.json"
 FORMS = ("ragged",)
 PRECISIONS = ("fp32", "int8", "int8-block32", "int4")
+NATIVE_OPERATORS = "native_operators"  # key of a graph's metadata: the functions that the native library replaces
 # of decoder.onnx, beside each layer's cache
 STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
 STEP_OUTPUTS = ("logits", "argmax", "hidden")

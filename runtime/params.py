@@ -11,6 +11,7 @@ MAX_NODES = 64  # the largest tree, its root included; the cache keeps this much
 MAX_STOPS = 16
 MAX_CHUNK = 1024
 MAX_LOGPROBS = 20
+OPERATORS = ("auto", "native", "stock")
 MAX_BIAS = 100  # logits; past any difference that a model makes
 
 
@@ -160,6 +161,7 @@ class EngineConfig:
     lookup: bool = True  # draft what followed the newest tokens where they stood before
     prefix_reuse: bool = True  # keep finished rows for prompts that begin alike
     exact: bool = True  # at least two nodes of a row in attention: the same bits in any batch
+    operators: str = "auto"  # of OPERATORS
     verify: bool = False  # check the files' hashes at load
 
     def __post_init__(self) -> None:
@@ -173,6 +175,9 @@ class EngineConfig:
             if item.name == "prefill_slowdown":
                 if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf:
                     raise ConfigurationError(f"{item.name} is {value!r}: it has to be a number of at least 1")
+            elif item.name == "operators":
+                if value not in OPERATORS:
+                    raise ConfigurationError(f"{item.name} is {value!r}: it has to be one of {', '.join(OPERATORS)}")
             elif item.name not in low:
                 if not isinstance(value, bool):
                     raise ConfigurationError(f"{item.name} is {value!r}: it has to be true or false")

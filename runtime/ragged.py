@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 
 from runtime.errors import ArtifactError, ConfigurationError
-from runtime.manifest import STEP_INPUTS, Manifest
+from runtime.manifest import NATIVE_OPERATORS, STEP_INPUTS, Manifest
+from runtime.native.library import BUILD_COMMAND, Library, find
 from runtime.session import Batch, Draft, Result
 from runtime.verify import first_gap
 
@@ -23,14 +24,23 @@ MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3
 
 
 class RaggedSession:
-    """One artifact loaded for `rows` rows; `threads` 0 lets ONNX Runtime use every core."""
+    """One artifact loaded for `rows` rows; `threads` 0 lets ONNX Runtime use every core; `operators` as EngineConfig's.
 
-    provider = PROVIDER
+    Raises ArtifactError where the graphs are not what the manifest says, ConfigurationError where native operators are
+    asked for and not there.
+    """
 
-    def __init__(self, directory: Path, manifest: Manifest, rows: int, threads: int = 0) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, rows: int, threads: int = 0, operators: str = "auto"
+    ) -> None:
         self.manifest = manifest
-        self._decoder = _load(directory / "decoder.onnx", threads)
-        self._heads = _load(directory / "heads.onnx", threads) if manifest.medusa_heads else None
+        library = _library(operators)
+        self._decoder = _load(directory / "decoder.onnx", threads, library)
+        self._heads = _load(directory / "heads.onnx", threads, library) if manifest.medusa_heads else None
+        takes = self._decoder.get_modelmeta().custom_metadata_map.get(NATIVE_OPERATORS)
+        if operators == "native" and takes is None:
+            raise ArtifactError(f"{directory / 'decoder.onnx'} is older than the native operators: export it again")
+        self.provider = f"{PROVIDER}, {library}" if library and takes else PROVIDER
         self._check(directory)
         m = manifest
         self._shape = (2 * m.layers, rows, m.kv_heads, m.capacity, m.head_dim)
@@ -147,7 +157,17 @@ def _map(manifest: Manifest, rows: int) -> mmap.mmap:
         ) from None
 
 
-def _load(path: Path, threads: int) -> ort.InferenceSession:
+def _library(operators: str) -> Library | None:
+    """Raises ConfigurationError if native operators are asked for and not built."""
+    library = find() if operators != "stock" else None
+    if operators == "native" and library is None:
+        raise ConfigurationError(
+            f"native operators are not built: build them with `{BUILD_COMMAND}`, or take stock ones"
+        )
+    return library
+
+
+def _load(path: Path, threads: int, library: Library | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3  # errors: warnings are about the graph, which is ours
@@ -155,6 +175,8 @@ def _load(path: Path, threads: int) -> ort.InferenceSession:
     # (docs/decisions/0003-threads.md).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
+        if library is not None:
+            options.register_custom_ops_library(str(library.file))
         return ort.InferenceSession(path, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise ArtifactError(f"{path} does not load: {error}") from error

@@ -34,12 +34,17 @@ float* scratch_of_thread(int64_t size) {
   return room.get();
 }
 
-const Kernels& kernels(Isa isa) {
+const Kernels& kernels(Path path) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return kAvx512;
-  if (isa == Isa::avx2) return kAvx2;
+  switch (path) {
+    case Path::kPortable: return kPortable;
+    case Path::kAvx2:
+    case Path::kAvxVnni: return kAvx2;
+    case Path::kAvx512Vnni:
+    case Path::kAmx: return kAvx512;
+  }
 #endif
-  (void)isa;
+  (void)path;
   return kPortable;
 }
 
@@ -133,8 +138,8 @@ void work_on(const TreeAttention& a, const Kernels& k, const Plan& plan, std::si
 
 }  // namespace
 
-void tree_attention(const TreeAttention& a, const Parallel& pool, Isa isa) {
-  const Kernels& k = kernels(isa);
+void tree_attention(const TreeAttention& a, Path path, const Parallel& pool) {
+  const Kernels& k = kernels(path);
   Plan plan = plan_of(a, pool.threads);
   double all = 0;
   for (const Work& w : plan.work) all += operations(a, w);
@@ -163,18 +168,6 @@ void tree_attention(const TreeAttention& a, const Parallel& pool, Isa isa) {
   });
 }
 
-bool has(Isa isa) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (isa == Isa::avx2) return avx2;
-  if (isa == Isa::avx512)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-  return isa == Isa::portable;
-}
-
-Isa best_isa() { return has(Isa::avx512) ? Isa::avx512 : has(Isa::avx2) ? Isa::avx2 : Isa::portable; }
+void exponential(const float* x, float* y, int64_t n, Path path) { kernels(path).exponential(x, y, n); }
 
 }  // namespace gorgon

@@ -7,8 +7,8 @@
 // the other rows, the chunks of a prompt, the capacity or the threads.
 #pragma once
 #include <cstdint>
-#include <string>
 
+#include "cpu.h"
 #include "parallel.h"
 
 namespace gorgon {
@@ -16,8 +16,7 @@ namespace gorgon {
 constexpr int64_t kBlock = 64;     // logical positions between two looks at the maximum
 constexpr int64_t kSegment = 256;  // logical positions that are added up on their own; a multiple of kBlock
 
-enum class Isa : int64_t { portable = 0, avx2 = 1, avx512 = 2 };
-enum class CacheType : int64_t { fp32 = 0, fp16 = 1, int8 = 2 };
+enum class CacheType : int64_t { kFp32 = 0, kFp16 = 1, kInt8 = 2 };
 
 // Dimensions: [tokens] all nodes packed row after row, [nodes] the width of `ancestors`, at least the largest count.
 // A row's nodes come parents first: a node's ancestors lie before it. A row may have no node.
@@ -39,13 +38,12 @@ struct TreeAttention {
   float* out;          // [tokens, heads * head_dim]
 };
 
-// What is wrong with the arguments, or "" where all is well: nothing that passes reads or writes out of bounds.
-std::string check(const TreeAttention& a);
+// Throws std::invalid_argument that says what is wrong: nothing that passes reads or writes out of bounds.
+void check_arguments(const TreeAttention& a);
 
-// `a` has passed `check`, and the processor has `isa`.
-void tree_attention(const TreeAttention& a, const Parallel& pool, Isa isa);
+// `a` has passed check_arguments, and the processor has `path`. AVX-512 and AMX take vectors of 16, AVX2 of 8.
+void tree_attention(const TreeAttention& a, Path path, const Parallel& pool);
 
-bool has(Isa isa);
-Isa best_isa();
+void exponential(const float* x, float* y, int64_t n, Path path);  // y = e^x for x <= 0, n a multiple of 16; for tests
 
 }  // namespace gorgon

@@ -1,4 +1,4 @@
-// Compiled with -mavx2 -mfma -mf16c.
+// Tree attention with vectors of eight floats: AVX2, FMA and F16C.
 #include "vector_avx2.h"
 
 namespace gorgon {

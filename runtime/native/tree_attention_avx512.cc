@@ -1,7 +1,4 @@
-// Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of _mm512_undefined_ps in GCC 12's own header
-#endif
+// Tree attention with vectors of sixteen floats: AVX-512 F, BW, DQ and VL.
 #include <immintrin.h>
 
 #include "vector_avx2.h"

@@ -57,9 +57,9 @@ inline int64_t row_offset(const TreeAttention& a, int64_t row, int64_t kv_head) 
 
 void put(const TreeAttention& a, void* cache, float* scales, int64_t slot, const float* x) {
   const int64_t width = a.head_dim;
-  if (a.type == CacheType::fp32) {
+  if (a.type == CacheType::kFp32) {
     std::memcpy(static_cast<float*>(cache) + slot * width, x, width * sizeof(float));
-  } else if (a.type == CacheType::fp16) {
+  } else if (a.type == CacheType::kFp16) {
     to_half(x, static_cast<uint16_t*>(cache) + slot * width, width);
   } else {
     float top = 0;
@@ -81,8 +81,8 @@ void put(const TreeAttention& a, void* cache, float* scales, int64_t slot, const
 // `slots` keys or values from `slot` on as floats [slots, head_dim]: the cache itself, or converted into `room`.
 const float* get(const TreeAttention& a, const void* cache, const float* scales, int64_t slot, int64_t slots, float* room) {
   const int64_t width = a.head_dim;
-  if (a.type == CacheType::fp32) return static_cast<const float*>(cache) + slot * width;
-  if (a.type == CacheType::fp16) {
+  if (a.type == CacheType::kFp32) return static_cast<const float*>(cache) + slot * width;
+  if (a.type == CacheType::kFp16) {
     from_half(static_cast<const uint16_t*>(cache) + slot * width, room, slots * width);
     return room;
   }
@@ -268,8 +268,8 @@ struct Room {
     scores = take(slots * kLanes);
     shrink = take(kLanes);
     turned = take(a.head_dim);
-    keys = take(a.type == CacheType::fp32 ? 0 : slots * a.head_dim);
-    values = take(a.type == CacheType::fp32 ? 0 : slots * a.head_dim);
+    keys = take(a.type == CacheType::kFp32 ? 0 : slots * a.head_dim);
+    values = take(a.type == CacheType::kFp32 ? 0 : slots * a.head_dim);
     seen = reinterpret_cast<uint8_t*>(scratch);
   }
   template <class Part>
@@ -375,7 +375,7 @@ void block_of(const TreeAttention& a, const Work& w, const Room& room, int64_t b
               room.shrink + at);
   }
   add(room.scores, stride, least(stride, room.queries - lane), value, a.head_dim, n, room.shrink,
-      room.sums + lane * a.head_dim, lane == 0 && a.type == CacheType::fp32 ? key + n * a.head_dim : nullptr);
+      room.sums + lane * a.head_dim, lane == 0 && a.type == CacheType::kFp32 ? key + n * a.head_dim : nullptr);
 }
 
 template <class V>

@@ -35,7 +35,7 @@ inline int64_t partial_size(const TreeAttention& a, const Work& w) {
 // Floats that `attend` and `merge` need to work in.
 inline int64_t scratch_size(const TreeAttention& a, const Work& w) {
   const int64_t lanes = round_up(queries(a, w), kLanes), slots = kBlock + (w.row->chain ? 0 : w.row->count);
-  const int64_t converted = a.type == CacheType::fp32 ? 0 : 2 * slots * a.head_dim;
+  const int64_t converted = a.type == CacheType::kFp32 ? 0 : 2 * slots * a.head_dim;
   const int64_t seen = w.row->chain ? 0 : w.row->count * lanes / 4;
   return lanes * a.head_dim + 2 * partial_size(a, w) + slots * kLanes + a.head_dim + converted + seen + kLanes;
 }

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
+from runtime.native.library import Library
+
 TYPES = {"fp32": (0, np.float32), "fp16": (1, np.float16), "int8": (2, np.int8)}
 MARK = 77  # what cache places hold that nobody has written: a number of every type
 SIZES = ("rows", "tokens", "nodes", "heads", "kv_heads", "head_dim", "capacity", "positions")
@@ -144,46 +145,42 @@ class Refused(Exception):
     """What the library says is wrong."""
 
 
+@dataclass(frozen=True)
 class Kernel:
-    """gorgon_tree_attention of one library; each call works on its own copy of the cache unless told otherwise."""
+    """The library's tree attention on one path, over so many threads."""
 
-    def __init__(self, library: ctypes.CDLL, isa: str = "avx512", threads: int = 1) -> None:
-        self.library, self.isa, self.threads = library, isa, threads
-
-    def with_(self, **changes: Any) -> "Kernel":
-        return Kernel(**({"library": self.library, "isa": self.isa, "threads": self.threads} | changes))
+    library: Library
+    path: str
+    threads: int = 1
 
     def run(self, shape: Shape, step: Step, cache: Cache, **changes: Any) -> np.ndarray:
         """[tokens, heads * head_dim]; the cache takes the nodes. `changes` replace arguments by wrong ones."""
         cosine, sine = tables(shape)
-        count = step.count.astype(np.int64)
         arrays = {
-            "qkv": np.ascontiguousarray(step.qkv), "depth": step.depth, "length": step.length, "count": count,
+            "qkv": np.ascontiguousarray(step.qkv), "depth": step.depth, "length": step.length, "count": step.count,
             "ancestors": step.ancestors, "cosine": cosine, "sine": sine, "key": cache.key, "value": cache.value,
             "key_scale": cache.key_scale, "value_scale": cache.value_scale,
             "out": np.full((len(step.qkv), shape.heads * shape.head_dim), np.nan, np.float32),
         }  # fmt: skip
         arrays |= {name: value for name, value in changes.items() if isinstance(value, np.ndarray)}
         sizes = {
-            "rows": len(count), "tokens": len(step.qkv), "nodes": arrays["ancestors"].shape[-1], "heads": shape.heads,
-            "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "capacity": shape.capacity,
+            "rows": len(step.parents), "tokens": len(step.qkv), "nodes": arrays["ancestors"].shape[-1],
+            "heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "capacity": shape.capacity,
             "positions": len(cosine), "type": TYPES[shape.type][0],
         }  # fmt: skip
         sizes |= {name: value for name, value in changes.items() if isinstance(value, int)}
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
         arguments = _Arguments(**(addresses | sizes))
-        error = ctypes.create_string_buffer(1000)
-        isa = ctypes.c_int64(ISAS[self.isa])
-        if self.library.gorgon_tree_attention(ctypes.byref(arguments), self.threads, isa, error, ctypes.c_size_t(1000)):
-            raise Refused(error.value.decode())
+        with self.library.forced(self.path):
+            if self.library.functions.gorgon_tree_attention(ctypes.byref(arguments), self.threads):
+                raise Refused(self.library.functions.gorgon_error().decode())
         return arrays["out"]
 
     def exponential(self, x: np.ndarray) -> np.ndarray:
         """e^x of float32 numbers, a multiple of 16 of them."""
-        y = np.empty_like(x)
-        at = ctypes.c_void_p
-        isa = ctypes.c_int64(ISAS[self.isa])
-        self.library.gorgon_exponential(at(x.ctypes.data), at(y.ctypes.data), ctypes.c_int64(x.size), isa)
+        y, at = np.empty_like(x), ctypes.c_void_p
+        with self.library.forced(self.path):
+            self.library.functions.gorgon_exponential(at(x.ctypes.data), at(y.ctypes.data), ctypes.c_int64(x.size))
         return y
 
 

@@ -1,19 +1,14 @@
-"""The native library, and its kernels with each instruction set that this processor has."""
+"""The library, built once from the sources as they are."""
 
-import ctypes
+import shutil
 
 import pytest
 
-from tests.native.attention import ISAS, Kernel
+from runtime.native.library import COMPILERS, Library, build
 
 
 @pytest.fixture(scope="session")
-def library() -> ctypes.CDLL:
-    return ctypes.CDLL("/tmp/libatt.so")
-
-
-@pytest.fixture(params=ISAS)
-def kernel(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Kernel:
-    if not library.gorgon_has_isa(ctypes.c_int64(ISAS[request.param])):
-        pytest.skip(f"this processor has no {request.param}")
-    return Kernel(library, request.param)
+def library() -> Library:
+    if not shutil.which("cmake") or not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no CMake or no C++ compiler here")
+    return Library.load(build())

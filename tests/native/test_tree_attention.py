@@ -1,8 +1,11 @@
 """The kernel alone: against float64, and the bits of one key order against those of another."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from runtime.native.library import Library
 from tests.native.attention import (
     MARK,
     TYPES,
@@ -24,6 +27,16 @@ GROUPS = ((1, 1), (4, 4), (4, 2), (6, 2), (8, 1), (15, 3))  # heads, key-value h
 HEAD_DIMS = (64, 96, 128, 8, 24, 40, 72, 88, 104, 120)
 LENGTHS = (0, 1, 5, 62, 63, 64, 65, 127, 128, 190, 254, 255, 256, 257, 300, 511, 600)
 COUNTS = (1, 1, 2, 3, 7, 8, 9, 16, 17, 31, 33, 64)
+
+
+PATHS = ("portable", "avx2", "avx512_vnni")  # the others take one of these
+
+
+@pytest.fixture(params=PATHS)
+def kernel(request: pytest.FixtureRequest, library: Library) -> Kernel:
+    if not library.has(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    return Kernel(library, request.param)
 
 
 def random_case(seed: int, types: tuple[str, ...] = tuple(TYPES)) -> tuple[Shape, Step, Cache]:
@@ -92,7 +105,7 @@ def test_the_bits_do_not_depend_on_what_shares_the_step(kernel: Kernel, seed: in
     want = kernel.run(shape, step, cache)
     for threads in (2, 3, 16):
         again = before.copy()
-        assert np.array_equal(kernel.with_(threads=threads).run(shape, step, again), want)
+        assert np.array_equal(replace(kernel, threads=threads).run(shape, step, again), want)
         assert all(np.array_equal(a, b) for a, b in zip(cache.arrays, again.arrays, strict=True))
     first = 0
     larger = Shape(shape.heads, shape.kv_heads, shape.head_dim, shape.capacity + 96, shape.type)
@@ -143,7 +156,7 @@ def test_a_long_past_is_divided_among_threads_without_a_change(kernel: Kernel) -
     step, before = random_step(rng, shape, [2000], [[-1, 0, 1, 0]]), random_cache(rng, shape, [2000])
     want = kernel.run(shape, step, before.copy())
     for threads in (2, 3, 5, 8, 64):
-        assert np.array_equal(kernel.with_(threads=threads).run(shape, step, before.copy()), want)
+        assert np.array_equal(replace(kernel, threads=threads).run(shape, step, before.copy()), want)
 
 
 def test_what_is_not_a_number_stays_in_its_row_and_is_seen(kernel: Kernel) -> None:
