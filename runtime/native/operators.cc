@@ -4,6 +4,7 @@
 #include "custom_op.h"
 #include "entry.h"
 #include "matmul_int4.h"
+#include "tree_attention_operator.h"
 
 namespace gorgon {
 namespace {
@@ -57,7 +58,9 @@ class MatMulInt4 {
 // The domain and its operators live as long as the process: sessions refer to them.
 ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options) {
   static const Operator<MatMulInt4> matmul_int4;
-  static const ort::CustomOp* const kOperators[] = {&matmul_int4};
+  static const Operator<TreeAttentionOperator> tree_attention;
+  static const Operator<TreePlanOperator> tree_plan;
+  static const ort::CustomOp* const kOperators[] = {&matmul_int4, &tree_attention, &tree_plan};
   static ort::CustomOpDomain* domain = nullptr;
   if (domain == nullptr) {
     ort::CustomOpDomain* made = nullptr;
