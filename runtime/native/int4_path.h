@@ -5,7 +5,8 @@
 namespace gorgon {
 
 struct Int4Path {
-  // Tokens' values [tokens, inputs] into a group's arrays, blocks first .. first + count; see Activations.
+  std::size_t group;  // tokens that share a pass over unpacked weights, at most
+  // A group's inputs x [tokens, inputs] into its arrays; see Activations.
   void (*quantize)(const Int4Weights& weights, const float* x, std::size_t tokens, std::int8_t* values, float* scales,
                    std::int32_t* offsets);
   // Outputs of the tiles first .. last - 1, for every group.
@@ -15,7 +16,7 @@ struct Int4Path {
 
 extern const Int4Path kInt4Portable;
 #if defined(__x86_64__)
-extern const Int4Path kInt4Avx512Vnni;
+extern const Int4Path kInt4Avx2, kInt4AvxVnni, kInt4Avx512Vnni, kInt4Amx;
 #endif
 
 }  // namespace gorgon

@@ -41,6 +41,6 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
 
 }  // namespace
 
-const Int4Path kInt4Portable = {quantize_group, multiply};
+const Int4Path kInt4Portable = {8, quantize_group, multiply};
 
 }  // namespace gorgon

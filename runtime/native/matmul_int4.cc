@@ -16,11 +16,11 @@ namespace {
 const Int4Path& functions(Path path) {
 #if defined(__x86_64__)
   switch (path) {
-
-
+    case Path::kPortable: return kInt4Portable;
+    case Path::kAvx2: return kInt4Avx2;
+    case Path::kAvxVnni: return kInt4AvxVnni;
     case Path::kAvx512Vnni: return kInt4Avx512Vnni;
-default: break;
-
+    case Path::kAmx: return kInt4Amx;
   }
 #endif
   static_cast<void>(path);
@@ -87,7 +87,7 @@ void multiply_int4(const Int4Weights& w, Path path, const float* x, std::size_t 
                    const Parallel& pool) {
   if (tokens == 0 || w.outputs == 0) return;
   const Int4Path& use = functions(path);
-  const std::size_t inputs = w.blocks * w.block, count = (tokens + kGroup - 1) / kGroup;
+  const std::size_t inputs = w.blocks * w.block, count = (tokens + use.group - 1) / use.group;
   // [tokens][inputs] bytes, then scales and offsets of each block, then the groups
   std::byte* room = scratch(tokens * (inputs + w.blocks * 8) + count * (64 + sizeof(Activations)));
   const auto values = reinterpret_cast<std::int8_t*>(room);
@@ -96,7 +96,7 @@ void multiply_int4(const Int4Weights& w, Path path, const float* x, std::size_t 
   const auto groups = reinterpret_cast<Activations*>(reinterpret_cast<std::uintptr_t>(offsets + tokens * w.blocks + 15) &
                                                      ~std::uintptr_t{63});
   const auto prepare = [&](std::size_t g) {
-    const std::size_t first = g * kGroup, size = std::min(kGroup, tokens - first);
+    const std::size_t first = g * use.group, size = std::min(use.group, tokens - first);
     std::int8_t* at = values + first * inputs;
     float* scale = scales + first * w.blocks;
     std::int32_t* offset = offsets + first * w.blocks;

@@ -15,7 +15,6 @@ namespace gorgon {
 
 constexpr std::size_t kTile = 16;  // outputs that are computed together
 constexpr std::size_t kUnit = 32;  // inputs that are packed together; blocks are whole units
-constexpr std::size_t kGroup = 8;  // tokens that share a pass over unpacked weights, at most
 
 // Weights as the kernels read them. A row of 64 bytes holds 16 outputs by 4 inputs: inputs 4 r .. 4 r + 3 of a unit in
 // the low nibbles of its row r, 16 + 4 r .. in the high ones. A nibble q stands for (q - 8) * scale.
@@ -30,10 +29,10 @@ struct Int4Weights {
 
 // A group's activations as the kernels read them.
 struct Activations {
-  const std::int8_t* values;    // [blocks * block / 4][tokens][4]
+  const std::int8_t* values;    // [blocks * block / 4][tokens][4], or as the path that made them has it
   const float* scales;          // [blocks][tokens]
   const std::int32_t* offsets;  // [blocks][tokens]: -8 times the sum of the block's values
-  std::size_t tokens;           // of the group, 1 .. kGroup
+  std::size_t tokens;           // of the group
   float* out;                   // [tokens][outputs]
 };
 
