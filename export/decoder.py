@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from export.config import ModelConfig, inverse_frequencies
-from export.emitter import BFLOAT16, FLOAT, INT64, MICROSOFT, Emitter
+from export.emitter import FLOAT, INT64, MICROSOFT, OPSET, Emitter
 from export.linear import linear
 from export.numerics import NUMERICS, Numerics
 from export.padded import PaddedAttention
@@ -21,7 +21,7 @@ from export.progress import Say
 from export.ragged import RaggedAttention
 from runtime.manifest import capacity_of
 
-OPSETS = {"ragged": 21, "padded": 24}
+OPSETS = {"ragged": OPSET, "padded": 24}
 Tensor = Callable[[str], np.ndarray]
 
 
@@ -45,10 +45,12 @@ def build_decoder(
     numerics = NUMERICS[form][precision]
     with Emitter(directory / "decoder.onnx", OPSETS[form]) as emitter:
         if form == "ragged":
-            _Decoder(emitter, config, tensor, numerics, RaggedAttention(emitter, config), progress).build()
+            _Decoder(
+                emitter, config, tensor, numerics, RaggedAttention(emitter, config, numerics.rounds), progress
+            ).build()
         else:
-            attention = PaddedAttention(emitter, config, numerics.values)
-            _StandardDecoder(emitter, config, tensor, numerics, attention, progress).build()
+            padded = PaddedAttention(emitter, config, numerics.values)
+            _StandardDecoder(emitter, config, tensor, numerics, padded, progress).build()
 
 
 class _Decoder:
@@ -127,18 +129,7 @@ class _Decoder:
     def _attention(self, i: int, x: str) -> str:
         config, prefix = self.config, f"model.layers.{i}.self_attn"
         qkv = self._projection(x, prefix, ("q_proj", "k_proj", "v_proj"), config.attention_bias)
-        attended = self._absorb(self.attention.attend(i, qkv))
-        return self._projection(attended, prefix, ("o_proj",), config.attention_bias)
-
-    def _absorb(self, attended: str) -> str:
-        """Attention rounded to bfloat16 before a product that rounds to 8 bits anyway.
-
-        A path with gaps is summed in another order, which moves attention by about 1e-7. Rounded, it is mostly the same
-        bits again, and speculation exact: docs/decisions/0005-exactness.md.
-        """
-        if not self.numerics.rounds:
-            return attended
-        return self.emitter.node("Cast", self.emitter.node("Cast", attended, to=BFLOAT16), to=FLOAT)
+        return self._projection(self.attention.attend(i, qkv), prefix, ("o_proj",), config.attention_bias)
 
     def _mlp(self, i: int, x: str) -> str:
         emit, prefix = self.emitter.node, f"model.layers.{i}.mlp"

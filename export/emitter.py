@@ -13,8 +13,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime.manifest import NATIVE_OPERATORS
+
 MICROSOFT = "com.microsoft"
 IR_VERSIONS = {21: 10, 24: 12}  # the first that has each opset used
+GORGON = "gorgon"  # the domain of our own operators, see `call`
+OPSET = 21  # of functions, and so of graphs that call them
+OPSETS = (helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1))
 INLINE_BYTES = 1024  # smaller tensors stay in the graph file
 ALIGN = 4096  # so that weights can be mapped into memory
 
@@ -37,6 +42,7 @@ class Emitter:
         self._names: dict[str, int] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._functions: dict[str, onnx.FunctionProto] = {}
         self.scope = ""  # prefixed to the names made from here on
 
     def __enter__(self) -> "Emitter":
@@ -73,9 +79,15 @@ class Emitter:
         self._nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
         return outputs
 
-    def scan(self, inputs: Sequence[str], outputs: Sequence[str], body: onnx.GraphProto) -> None:
-        """A Scan without state variables: every input is sliced, every output stacked, along its first dimension."""
-        self._nodes.append(helper.make_node("Scan", inputs, outputs, body=body, num_scan_inputs=len(inputs)))
+    def call(self, function: onnx.FunctionProto, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """An operator of our own, as `node`; `function` says it in stock operators, which run without the library."""
+        return self.calls(function, *inputs, names=(name,), **attributes)[0]
+
+    def calls(self, function: onnx.FunctionProto, *inputs: str, names: Sequence[str], **attributes: Any) -> list[str]:
+        """As `call`, with one output for each of `names`; "" makes a name."""
+        known = self._functions.setdefault(function.name, function)
+        assert known is function, f"two functions are called {function.name}"
+        return self.nodes(function.name, *inputs, names=names, domain=GORGON, **attributes)
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """A small constant inside the graph file; equal ones are shared."""
@@ -109,10 +121,16 @@ class Emitter:
         model = helper.make_model(
             graph,
             ir_version=IR_VERSIONS[self._opset],
-            opset_imports=[helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in self._domains().items()],
             producer_name="gorgon",
+            functions=list(self._functions.values()),
         )
+        if self._functions:
+            helper.set_model_props(model, {NATIVE_OPERATORS: ",".join(sorted(self._functions))})
         self._path.write_bytes(model.SerializeToString(deterministic=True))
+
+    def _domains(self) -> dict[str, int]:
+        return {"": self._opset, MICROSOFT: 1} | ({GORGON: 1} if self._functions else {})
 
     def _fresh(self, op: str) -> str:
         stem = f"{self.scope}{op.lower()}"

@@ -1,7 +1,8 @@
 """One linear layer in each precision: y = x W^T + b over packed tokens.
 
 fp32, fp16, bf16: MatMul. int8: W8A8 per token and output channel. int4, int8-block32: MatMulNBits. Operators and their
-measured speed: docs/decisions/0002-linear-layers.md. int4-fp16 is MatMulNBits of float16 values, for GPUs.
+measured speed: docs/decisions/0002-linear-layers.md. int4 is a function of ours: with the native library its operator runs,
+and else its body (docs/decisions/0010-native-operators.md). int4-fp16 is MatMulNBits of float16 values, for GPUs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,9 +10,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
+from onnx import AttributeProto, helper
 
 from export import quantize
-from export.emitter import MICROSOFT, Emitter
+from export.emitter import GORGON, MICROSOFT, OPSETS, Emitter
 
 INT4_BLOCK = 32
 INT8_BLOCK = 32  # as in GGUF's Q8_0
@@ -63,14 +66,29 @@ def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: s
         (packed, scale), bits, block = quantize.int8_blocks(weight, INT8_BLOCK), 8, INT8_BLOCK
     else:
         (packed, scale), bits, block = quantize.int4(weight, INT4_BLOCK), 4, INT4_BLOCK
-    accuracy = (
-        {} if precision == "int4-fp16" else {"accuracy_level": ACCURACY}
-    )  # CUDA multiplies the values as they are
     scales = emitter.weight(f"{name}.scale", scale.astype(values_of(precision)))
-    return emitter.node(
-        "MatMulNBits", x, emitter.weight(name, packed), scales, name=result, domain=MICROSOFT, K=weight.shape[1],
-        N=weight.shape[0], bits=bits, block_size=block, **accuracy,
-    )  # fmt: skip
+    inputs = x, emitter.weight(name, packed), scales
+    sizes = {"K": weight.shape[1], "N": weight.shape[0], "block_size": block}
+    if precision == "int4":
+        return emitter.call(MATMUL_INT4, *inputs, name=result, **sizes)
+    # CUDA multiplies the values as they are
+    accuracy = {} if precision == "int4-fp16" else {"accuracy_level": ACCURACY}
+    return emitter.node("MatMulNBits", *inputs, name=result, domain=MICROSOFT, bits=bits, **sizes, **accuracy)
+
+
+def _matmul_int4() -> onnx.FunctionProto:
+    """Inputs x [..., K], packed uint8 and scale as `quantize.int4` makes them; output [..., N]."""
+    sizes = ("K", "N", "block_size")
+    node = helper.make_node(
+        "MatMulNBits", ["x", "packed", "scale"], ["y"], domain=MICROSOFT, bits=4, accuracy_level=ACCURACY
+    )
+    node.attribute.extend(AttributeProto(name=n, ref_attr_name=n, type=AttributeProto.INT) for n in sizes)
+    return helper.make_function(
+        GORGON, "MatMulInt4", ["x", "packed", "scale"], ["y"], [node], list(OPSETS), attributes=sizes
+    )
+
+
+MATMUL_INT4 = _matmul_int4()
 
 
 def _quantized(emitter: Emitter, x: str) -> tuple[str, str]:

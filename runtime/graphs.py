@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import Manifest
+from runtime.native.library import Library
 from runtime.providers import DEVICES, INSTALL, NAMES, ON_CUDA, cuda_options, tensorrt_options
 
 CPU = NAMES["cpu"]
@@ -30,6 +31,7 @@ def load(
     providers: Sequence[Provider] = (CPU,),
     entries: Mapping[str, str] | None = None,
     part: bytes | None = None,
+    library: Library | None = None,
 ) -> ort.InferenceSession:
     """A graph, or a `part` of it, on these providers, and no other; `threads` 0 lets ONNX Runtime use every core.
 
@@ -41,6 +43,8 @@ def load(
     # Idle threads must not spin: decoder and heads have a pool each, and the service an event loop beside them
     # (docs/decisions/0003-threads.md).
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if library is not None:
+        options.register_custom_ops_library(str(library.file))
     if part is not None:
         options.add_session_config_entry(WEIGHTS_IN, str(path.parent))
     for name, value in (entries or {}).items():

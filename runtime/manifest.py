@@ -18,6 +18,7 @@ FORMS: Mapping[str, tuple[str, ...]] = {  # the precisions of each graph form
 }
 PRECISIONS = tuple(dict.fromkeys(precision for precisions in FORMS.values() for precision in precisions))
 BEST = 256  # of a node's logits that leave the device where the padded form's tokens are drawn
+NATIVE_OPERATORS = "native_operators"  # key of a graph's metadata: the functions that the native library replaces
 # of decoder.onnx, beside each layer's cache
 STEP_INPUTS = ("tokens", "depth", "length", "count", "ancestors", "wanted")
 STEP_OUTPUTS: Mapping[str, tuple[str, ...]] = {

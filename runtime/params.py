@@ -13,6 +13,7 @@ MAX_STOPS = 16
 MAX_CHUNK = 1024
 MAX_LOGPROBS = 20
 MAX_PRIORITY = 1000
+OPERATORS = ("auto", "native", "stock")
 MAX_BIAS = 100  # logits; past any difference that a model makes
 
 
@@ -168,6 +169,7 @@ class EngineConfig:
     lookup: bool = True  # draft what followed the newest tokens where they stood before
     prefix_reuse: bool = True  # keep finished rows for prompts that begin alike
     exact: bool = True  # at least two nodes of a row in attention: the same bits in any batch
+    operators: str = "auto"  # of OPERATORS
     verify: bool = False  # check the files' hashes at load
     provider: str = "auto"  # what runs the graphs: one of PROVIDERS
 
@@ -185,6 +187,9 @@ class EngineConfig:
             elif item.name == "provider":
                 if value not in PROVIDERS:
                     raise ConfigurationError(f"{item.name} is {value!r}: it has to be one of {', '.join(PROVIDERS)}")
+            elif item.name == "operators":
+                if value not in OPERATORS:
+                    raise ConfigurationError(f"{item.name} is {value!r}: it has to be one of {', '.join(OPERATORS)}")
             elif item.name not in low:
                 if not isinstance(value, bool):
                     raise ConfigurationError(f"{item.name} is {value!r}: it has to be true or false")

@@ -13,7 +13,8 @@ import onnxruntime as ort
 
 from runtime.errors import ArtifactError, ConfigurationError
 from runtime.graphs import CPU, compare, load
-from runtime.manifest import STEP_INPUTS, Manifest
+from runtime.manifest import NATIVE_OPERATORS, STEP_INPUTS, Manifest
+from runtime.native.library import BUILD_COMMAND, Library, find
 from runtime.session import Batch, Draft, HostResult
 from runtime.verify import first_gap
 
@@ -22,14 +23,23 @@ MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3
 
 
 class RaggedSession:
-    """One artifact loaded for `rows` rows; `threads` 0 lets ONNX Runtime use every core."""
+    """One artifact loaded for `rows` rows; `threads` 0 lets ONNX Runtime use every core; `operators` as EngineConfig's.
 
-    provider = CPU
+    Raises ArtifactError where the graphs are not what the manifest says, ConfigurationError where native operators are
+    asked for and not there.
+    """
 
-    def __init__(self, directory: Path, manifest: Manifest, rows: int, threads: int = 0) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, rows: int, threads: int = 0, operators: str = "auto"
+    ) -> None:
         self.manifest = manifest
-        self._decoder = load(directory / "decoder.onnx", threads)
-        self._heads = load(directory / "heads.onnx", threads) if manifest.medusa_heads else None
+        library = chosen_library(operators)
+        self._decoder = load(directory / "decoder.onnx", threads, library=library)
+        self._heads = load(directory / "heads.onnx", threads, library=library) if manifest.medusa_heads else None
+        takes = self._decoder.get_modelmeta().custom_metadata_map.get(NATIVE_OPERATORS)
+        if operators == "native" and takes is None:
+            raise ArtifactError(f"{directory / 'decoder.onnx'} is older than the native operators: export it again")
+        self.provider = f"{CPU}, {library}" if library and takes else CPU
         self._check(directory)
         m = manifest
         self._shape = (2 * m.layers, rows, m.kv_heads, m.capacity, m.head_dim)
@@ -145,3 +155,13 @@ def _map(manifest: Manifest, rows: int) -> mmap.mmap:
             f"{rows} rows x {manifest.capacity} tokens x {manifest.kv_bytes} bytes = {size} bytes of keys and values"
             f" cannot be mapped ({error}): take fewer rows"
         ) from None
+
+
+def chosen_library(operators: str) -> Library | None:
+    """Raises ConfigurationError if native operators are asked for and not built."""
+    library = find() if operators != "stock" else None
+    if operators == "native" and library is None:
+        raise ConfigurationError(
+            f"native operators are not built: build them with `{BUILD_COMMAND}`, or take stock ones"
+        )
+    return library

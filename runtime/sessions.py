@@ -34,7 +34,7 @@ def open_session(artifact: Path, manifest: Manifest, config: EngineConfig, progr
     here = ort.get_available_providers() if config.provider != "auto" or machine.cuda_devices() else [NAMES["cpu"]]
     provider = choose(config.provider, manifest, here)
     if manifest.form == "ragged":
-        return RaggedSession(directory, manifest, config.rows, config.threads)
+        return RaggedSession(directory, manifest, config.rows, config.threads, config.operators)
     check_memory(manifest, config)
     cache = engine_cache(artifact, manifest, config.rows)
     opener = Opener(manifest, config.rows, provider, config.threads, cache, progress)

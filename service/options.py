@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ConfigurationError
-from runtime.params import EngineConfig
+from runtime.params import OPERATORS, EngineConfig
 from service.config import WebConfig
 
 PREFIX = "GORGON_"
@@ -68,6 +68,15 @@ def truth(text: str) -> bool:
     return text == "true"
 
 
+def operators(text: str) -> str:
+    if text not in OPERATORS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(OPERATORS)}")
+    return text
+
+
+TEXTS = (str, Path, operators)  # kinds that a file gives as strings
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     field: str  # of the configuration that it goes to
@@ -102,7 +111,7 @@ class Option:
             raise argparse.ArgumentTypeError(f"{value!r} is not what it takes: {self._takes}")
         if isinstance(value, str) and not self.many:
             return self.parse(value)
-        if isinstance(value, int | float) and self.parse not in (str, Path):
+        if isinstance(value, int | float) and self.parse not in TEXTS:
             return self.parse(str(value))
         raise argparse.ArgumentTypeError(f"{value!r} is not what it takes: {self._takes}")
 
@@ -110,7 +119,7 @@ class Option:
     def _takes(self) -> str:
         if self.many:
             return "an array of strings"
-        return "true or false" if self.parse is truth else "a string" if self.parse in (str, Path) else "a number"
+        return "true or false" if self.parse is truth else "a string" if self.parse in TEXTS else "a number"
 
 
 START = (
@@ -147,6 +156,8 @@ ENGINE = (
     Option("threads", whole, "threads of ONNX Runtime, 0: all cores", "NUMBER"),
     Option("provider", str, "what runs the graphs: auto, cpu, cuda or tensorrt", "NAME"),
     Option("exact", truth, "the same bits in any batch: at least two nodes a row"),
+    Option("operators", operators, "native: those that `python -m runtime.native` builds, stock: ONNX Runtime's own,"
+           " auto: native ones where they are built", "auto|native|stock"),
     Option("verify", truth, "check the files' hashes before loading"),
 )  # fmt: skip
 OPTIONS = (*START, *SERVER, *ENGINE)

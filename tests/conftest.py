@@ -1,5 +1,7 @@
-"""What several kinds of tests share: the demo model, exported once a run in each precision and graph form."""
+"""What several kinds of tests share: the native library, and the demo model, exported once a run in each precision and
+graph form."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -10,6 +12,7 @@ import pytest
 from export.artifact import Source, export
 from runtime.errors import GorgonError
 from runtime.manifest import Manifest
+from runtime.native.library import COMPILERS, Library, build
 from runtime.params import PROVIDERS, EngineConfig
 from runtime.sessions import open_session
 from tests import provider
@@ -55,3 +58,19 @@ def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    """Built once from the sources as they are."""
+    if not shutil.which("cmake") or not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no CMake or no C++ compiler here")
+    return Library.load(build())
+
+
+@pytest.fixture(scope="session", params=["stock", "native"])
+def operators(request: pytest.FixtureRequest) -> str:
+    """ONNX Runtime's operators, then our own."""
+    if request.param == "native":
+        request.getfixturevalue("library")
+    return str(request.param)

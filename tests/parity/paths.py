@@ -24,11 +24,11 @@ class Model:
     packer: Packer
 
     @classmethod
-    def load(cls, artifact: Path, exact: bool = True, on: str = "") -> "Model":
+    def load(cls, artifact: Path, exact: bool = True, operators: str = "auto", on: str = "") -> "Model":
         """`on` a provider: else the tests' own for the padded form."""
         manifest = Manifest.read(artifact)
         on = on or (provider.chosen if manifest.form == "padded" else "cpu")
-        config = EngineConfig(rows=ROWS, threads=2, kv_memory=1 << 30, provider=on)
+        config = EngineConfig(rows=ROWS, threads=2, kv_memory=1 << 30, provider=on, operators=operators)
         session = open_session(artifact, manifest, config, lambda message: None)
         return cls(session, Packer(exact, manifest.even_tokens, manifest.context))
 

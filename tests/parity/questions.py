@@ -31,10 +31,10 @@ def prompts(count: int = COUNT, seed: int = 0) -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
 
-def engine_of(artifact: Path, rows: int, on: str = "") -> Engine:
+def engine_of(artifact: Path, rows: int, operators: str = "auto", on: str = "") -> Engine:
     """`on` a provider: else the tests' own for the padded form."""
     on = on or (provider.chosen if Manifest.read(artifact).form == "padded" else "cpu")
-    config = EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000, provider=on)
+    config = EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000, provider=on, operators=operators)
     return Engine.from_artifact(artifact, config, fake_cost())
 
 

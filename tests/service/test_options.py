@@ -21,6 +21,7 @@ from service.options import (
     START,
     Option,
     number,
+    operators,
     parser,
     port,
     read,
@@ -34,7 +35,7 @@ from service.options import (
 ROOT = Path(__file__).parents[2]
 NEEDED = ["--artifact", "a"]
 
-# by kind: three texts with their values, none of them any option's default
+# by kind: three texts with their values, the first two of them no option's default
 VALUES: dict[Callable[[str], Any], list[tuple[str, Any]]] = {
     str: [("one", "one"), ("two", "two"), ("three", "three")],
     url: [(f"http://{name}", f"http://{name}") for name in ("one", "two", "three")],
@@ -43,6 +44,7 @@ VALUES: dict[Callable[[str], Any], list[tuple[str, Any]]] = {
     port: [("5", 5), ("6", 6), ("7", 7)],
     size: [("5K", 5 << 10), ("6M", 6 << 20), ("7g", 7 << 30)],
     number: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
+    operators: [("stock", "stock"), ("native", "native"), ("auto", "auto")],
     seconds: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
 }
 SET = [option for option in OPTIONS if option.field != "config"]

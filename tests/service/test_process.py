@@ -113,7 +113,7 @@ def test_the_demo_model_answers(demo_artifact: Callable[[str], Path]) -> None:
         assert events[-1]["usage"] == whole["usage"]
         response = client.post("/generate", json={"prompt": "abc " * 300, "raw": True})
         assert response.status_code == 400 and "the context 256" in response.json()["error"]["message"]
-        assert client.get("/health").json()["provider"] == "CPUExecutionProvider"
+        assert client.get("/health").json()["provider"].startswith("CPUExecutionProvider")
 
 
 @contextmanager

@@ -1,0 +1,123 @@
+#include "matmul_int4.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "half.h"
+#include "int4_path.h"
+
+namespace gorgon {
+namespace {
+
+const Int4Path& functions(Path path) {
+#if defined(__x86_64__)
+  switch (path) {
+    case Path::kPortable: return kInt4Portable;
+    case Path::kAvx2: return kInt4Avx2;
+    case Path::kAvxVnni: return kInt4AvxVnni;
+    case Path::kAvx512Vnni: return kInt4Avx512Vnni;
+    case Path::kAmx: return kInt4Amx;
+  }
+#endif
+  static_cast<void>(path);
+  return kInt4Portable;
+}
+
+// The nibble of one input, of MatMulNBits' layout; 8, a weight of 0, past the last output.
+std::uint8_t nibble(const std::uint8_t* packed, std::size_t outputs, std::size_t row_bytes, std::size_t output,
+                    std::size_t input) {
+  if (output >= outputs) return 8;
+  const std::uint8_t byte = packed[output * row_bytes + input / 2];
+  return input % 2 ? byte >> 4 : byte & 15;
+}
+
+void pack_tile(const Int4Weights& w, const std::uint8_t* packed, const float* scale, std::size_t tile) {
+  const std::size_t row_bytes = w.blocks * w.block / 2;
+  std::uint8_t* out = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes();
+  for (std::size_t unit = 0; unit < w.blocks * w.block / kUnit; unit++)
+    for (std::size_t r = 0; r < 4; r++)
+      for (std::size_t i = 0; i < 64; i++) {
+        const std::size_t output = tile * kTile + i / 4, input = unit * kUnit + 4 * r + i % 4;
+        const std::uint8_t low = nibble(packed, w.outputs, row_bytes, output, input);
+        const std::uint8_t high = nibble(packed, w.outputs, row_bytes, output, input + 16);
+        *out++ = static_cast<std::uint8_t>(low | high << 4);
+      }
+  for (std::size_t b = 0; b < w.blocks; b++)
+    for (std::size_t n = 0; n < kTile; n++) {
+      const std::size_t output = tile * kTile + n, at = (tile * w.blocks + b) * kTile + n;
+      const float value = output < w.outputs ? scale[output * w.blocks + b] : 0;
+      if (w.half)
+        to_half(value, w.scales.as<std::uint16_t>()[at]);
+      else
+        w.scales.as<float>()[at] = value;
+    }
+}
+
+// Room for a call's quantized activations; grows to the largest call of its thread, and stays.
+std::byte* scratch(std::size_t bytes) {
+  thread_local std::vector<std::byte> memory;
+  if (memory.size() < bytes + 64) memory.resize(bytes + 64);
+  std::byte* start = memory.data();
+  return start + (64 - reinterpret_cast<std::uintptr_t>(start) % 64) % 64;
+}
+
+}  // namespace
+
+Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_t inputs, std::size_t outputs,
+                      std::size_t block, const Parallel& pool) {
+  if (block == 0 || block % kUnit != 0 || block > 256)
+    throw std::invalid_argument("blocks of " + std::to_string(block) + " inputs: they have to be 32, 64, 128 or 256");
+  Int4Weights w;
+  w.inputs = inputs, w.outputs = outputs, w.block = block;
+  w.blocks = (inputs + block - 1) / block, w.tiles = (outputs + kTile - 1) / kTile;
+  const float* end = scale + outputs * w.blocks;
+  std::uint16_t ignored;
+  w.half = std::all_of(scale, end, [&ignored](float value) { return to_half(value, ignored); });
+  w.nibbles = Pages(w.tiles * w.tile_bytes());
+  w.scales = Pages(w.tiles * w.blocks * kTile * (w.half ? sizeof(std::uint16_t) : sizeof(float)));
+  parallel(pool, w.tiles, [&](std::size_t tile) { pack_tile(w, packed, scale, tile); });
+  return w;
+}
+
+void multiply_int4(const Int4Weights& w, Path path, const float* x, std::size_t tokens, float* y,
+                   const Parallel& pool) {
+  if (tokens == 0 || w.outputs == 0) return;
+  const Int4Path& use = functions(path);
+  const std::size_t inputs = w.blocks * w.block, count = (tokens + use.group - 1) / use.group;
+  // [tokens][inputs] bytes, then scales and offsets of each block, then the groups
+  std::byte* room = scratch(tokens * (inputs + w.blocks * 8) + count * (64 + sizeof(Activations)));
+  const auto values = reinterpret_cast<std::int8_t*>(room);
+  const auto scales = reinterpret_cast<float*>(values + tokens * inputs);
+  const auto offsets = reinterpret_cast<std::int32_t*>(scales + tokens * w.blocks);
+  const auto groups = reinterpret_cast<Activations*>(reinterpret_cast<std::uintptr_t>(offsets + tokens * w.blocks + 15) &
+                                                     ~std::uintptr_t{63});
+  const auto prepare = [&](std::size_t g) {
+    const std::size_t first = g * use.group, size = std::min(use.group, tokens - first);
+    std::int8_t* at = values + first * inputs;
+    float* scale = scales + first * w.blocks;
+    std::int32_t* offset = offsets + first * w.blocks;
+    use.quantize(w, x + first * w.inputs, size, at, scale, offset);
+    groups[g] = {at, scale, offset, size, y + first * w.outputs};
+  };
+  if (count == 1)
+    prepare(0);
+  else
+    parallel(pool, count, prepare);
+
+  constexpr std::size_t kChunkBytes = 48 << 10;  // small enough that nobody waits long for the last one
+  const std::size_t step = std::max<std::size_t>(1, kChunkBytes / std::max<std::size_t>(1, w.tile_bytes()));
+  const std::size_t chunks = (w.tiles + step - 1) / step;
+  const auto run = [&](std::size_t chunk) {
+    use.multiply(w, chunk * step, std::min(w.tiles, (chunk + 1) * step), groups, count);
+  };
+  if (chunks == 1)
+    run(0);
+  else
+    parallel(pool, chunks, run);
+}
+
+}  // namespace gorgon
