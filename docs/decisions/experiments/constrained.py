@@ -34,7 +34,9 @@ ANSWER = {
 }
 ASKED = {
     "a schema": StructuredOutputs(json=json.dumps(ANSWER)),
-    "any object": StructuredOutputs(json_object=True),
+    "a list of objects": StructuredOutputs(
+        json=json.dumps({"type": "array", "items": ANSWER, "minItems": 2, "maxItems": 4})
+    ),
     "a sentence": StructuredOutputs(regex=r"[A-Z][a-z ,]{20,120}\."),
 }
 NOTHING: Callable[..., None] = lambda *arguments: None  # noqa: E731
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--speculation", default="8,auto")
+    parser.add_argument("--asked", choices=ASKED, nargs="+", default=list(ASKED))
     options = parser.parse_args()
     config = EngineConfig(rows=options.rows, prefix_reuse=False)
     engines = {name: Engine.from_artifact(options.artifact, config) for name in FORMS}
@@ -88,7 +91,8 @@ def main() -> None:
     print(
         f"{options.rows} at a time, temperature {options.temperature:g}: tokens per step | tokens/s | over {FORMS[0]!r}"
     )
-    for what, outputs in ASKED.items():
+    for what in options.asked:
+        outputs = ASKED[what]
         for asked in options.speculation.split(","):
             nodes = int(asked) if asked.isdigit() else asked
             params = SamplingParams(96, options.temperature, seed=1, structured_outputs=outputs, speculation=nodes)
@@ -108,7 +112,7 @@ def main() -> None:
             for name in FORMS:
                 ratios = [mine / theirs for mine, theirs in zip(speeds[name], speeds[FORMS[0]], strict=True)]
                 print(
-                    f"{what}, {asked}, {name:<18} | {statistics.median(steps[name]):.2f} |"
+                    f"{what}, {asked}, {name} | {statistics.median(steps[name]):.2f} |"
                     f" {statistics.median(speeds[name]):5.0f} | {statistics.median(ratios):.2f}"
                     f" ({min(ratios):.2f} to {max(ratios):.2f})"
                 )
