@@ -97,7 +97,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     prompts = engine.ready()
     engine.check_room()  # before a long text is tokenized for nothing
     if body.messages is not None:
-        size = sum(len(message.content) for message in body.messages)
+        size = sum(len(message.content) + 20 for message in body.messages)  # and what a template writes around it
         encode = partial(prompts.chat, [message.model_dump() for message in body.messages])
     else:
         text = body.prompt or ""

@@ -11,8 +11,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
+
+from llguidance import LLMatcher
 
 from runtime import speculation
 from runtime.engine import Engine
@@ -34,7 +37,9 @@ ANSWER = {
 }
 ASKED = {
     "a schema": StructuredOutputs(json=json.dumps(ANSWER)),
-    "any object": StructuredOutputs(json_object=True),
+    "a list of objects": StructuredOutputs(
+        json=json.dumps({"type": "array", "items": ANSWER, "minItems": 2, "maxItems": 4})
+    ),
     "a sentence": StructuredOutputs(regex=r"[A-Z][a-z ,]{20,120}\."),
 }
 NOTHING: Callable[..., None] = lambda *arguments: None  # noqa: E731
@@ -70,6 +75,36 @@ def run(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> tup
     return answers, tokens / rows, (after["tokens"] - before["tokens"]) / seconds
 
 
+def costs(engine: Engine, answer: Sequence) -> None:
+    """Microseconds of what a matcher can be asked, at every fifth token of an answer: least and greatest median."""
+    mine = engine.grammars.matcher(ASKED["a schema"])
+    matcher, found = mine._matcher, dict[str, list[float]]()
+    for at, token in enumerate(answer.tokens[:-4]):
+        ahead = answer.tokens[at : at + 4]
+        asked: dict[str, Callable[[], object]] = {
+            "how many of four tokens": partial(matcher.validate_tokens, ahead),
+            "four tokens and back": partial(forth_and_back, matcher, ahead),
+            "a fork": matcher.deep_copy,
+            "forced tokens": matcher.compute_ff_tokens,
+            "a mask": matcher.compute_bitmask,
+            "a mask, unpacked": mine.allowed,
+        }
+        for name, ask in asked.items() if at % 5 == 0 else ():
+            times = []
+            for _ in range(300):
+                began = time.perf_counter()
+                ask()
+                times.append((time.perf_counter() - began) * 1e6)
+            found.setdefault(name, []).append(statistics.median(times))
+        mine.push(token)
+    for name, medians in found.items():
+        print(f"{name}: {min(medians):.1f} to {max(medians):.1f} microseconds")
+
+
+def forth_and_back(matcher: LLMatcher, tokens: list[int]) -> None:
+    matcher.rollback(matcher.try_consume_tokens(tokens))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path)
@@ -78,6 +113,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--speculation", default="8,auto")
+    parser.add_argument("--asked", choices=ASKED, nargs="+", default=list(ASKED))
     options = parser.parse_args()
     config = EngineConfig(rows=options.rows, prefix_reuse=False)
     engines = {name: Engine.from_artifact(options.artifact, config) for name in FORMS}
@@ -85,10 +121,12 @@ def main() -> None:
     made = Prompts(first.manifest, first.tokenizer)
     objects = ("abs", "os.path.join", "list.append", "json.dumps", "re.match", "time.sleep", "dict.get", "str.split")
     prompts = [made.question(f"What does {objects[i % 8]} do?{' ' * (i // 8)}") for i in range(options.questions)]
+    costs(first, first.generate(prompts[:1], SamplingParams(96, structured_outputs=ASKED["a schema"]))[0])
     print(
         f"{options.rows} at a time, temperature {options.temperature:g}: tokens per step | tokens/s | over {FORMS[0]!r}"
     )
-    for what, outputs in ASKED.items():
+    for what in options.asked:
+        outputs = ASKED[what]
         for asked in options.speculation.split(","):
             nodes = int(asked) if asked.isdigit() else asked
             params = SamplingParams(96, options.temperature, seed=1, structured_outputs=outputs, speculation=nodes)
@@ -108,7 +146,7 @@ def main() -> None:
             for name in FORMS:
                 ratios = [mine / theirs for mine, theirs in zip(speeds[name], speeds[FORMS[0]], strict=True)]
                 print(
-                    f"{what}, {asked}, {name:<18} | {statistics.median(steps[name]):.2f} |"
+                    f"{what}, {asked}, {name} | {statistics.median(steps[name]):.2f} |"
                     f" {statistics.median(speeds[name]):5.0f} | {statistics.median(ratios):.2f}"
                     f" ({min(ratios):.2f} to {max(ratios):.2f})"
                 )
