@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ConfigurationError
-from runtime.params import EngineConfig
+from runtime.params import PROVIDERS, EngineConfig
 from service.config import WebConfig
 
 PREFIX = "GORGON_"
@@ -56,6 +56,12 @@ def seconds(text: str) -> float:
     return value
 
 
+def provider(text: str) -> str:
+    if text not in PROVIDERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no provider: there are {', '.join(PROVIDERS)}")
+    return text
+
+
 def truth(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
@@ -96,7 +102,7 @@ class Option:
             raise argparse.ArgumentTypeError(f"{value!r} is not what it takes: {self._takes}")
         if isinstance(value, str) and not self.many:
             return self.parse(value)
-        if isinstance(value, int | float) and self.parse not in (str, Path):
+        if isinstance(value, int | float) and self.parse not in (str, Path, provider):
             return self.parse(str(value))
         raise argparse.ArgumentTypeError(f"{value!r} is not what it takes: {self._takes}")
 
@@ -104,7 +110,9 @@ class Option:
     def _takes(self) -> str:
         if self.many:
             return "an array of strings"
-        return "true or false" if self.parse is truth else "a string" if self.parse in (str, Path) else "a number"
+        if self.parse is truth:
+            return "true or false"
+        return "a string" if self.parse in (str, Path, provider) else "a number"
 
 
 START = (
@@ -135,7 +143,7 @@ ENGINE = (
     Option("prefix_reuse", truth, "keep finished rows for prompts that begin alike, while there is room"),
     Option("queue", whole, "requests that may wait", "NUMBER"),
     Option("threads", whole, "threads of ONNX Runtime, 0: all cores", "NUMBER"),
-    Option("provider", str, "what runs the graphs: auto, cpu, cuda or tensorrt", "NAME"),
+    Option("provider", provider, "what runs the graphs: auto, cpu, cuda or tensorrt", "NAME"),
     Option("exact", truth, "the same bits in any batch: at least two nodes a row"),
     Option("verify", truth, "check the files' hashes before loading"),
 )  # fmt: skip

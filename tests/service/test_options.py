@@ -42,6 +42,7 @@ VALUES: dict[Callable[[str], Any], list[tuple[str, Any]]] = {
     size: [("5K", 5 << 10), ("6M", 6 << 20), ("7g", 7 << 30)],
     number: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
     seconds: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
+    provider: [("cpu", "cpu"), ("cuda", "cuda"), ("tensorrt", "tensorrt")],
 }
 SET = [option for option in OPTIONS if option.field != "config"]
 
