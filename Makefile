@@ -10,6 +10,9 @@ NAME ?= $(notdir $(patsubst %/,%,$(CHECKPOINT)))-$(PRECISION)
 OPTIONS ?=
 
 PY := .venv/bin/python
+GPU_PY := .venv-gpu/bin/python
+GPU_CHECKPOINT := artifacts/.gpu/vicuna-7b
+GPU_ARTIFACT := artifacts/vicuna-7b-shape-fp16
 INSTALL := $(PY) -m pip install --constraint constraints.txt --editable
 DEMO := export/demo/model
 DEMO_HEADS := $(DEMO)/medusa_lm_head.safetensors
@@ -21,13 +24,14 @@ PACKAGES := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help serve export bench bench-load bench-chat bench-guidellm bench-peers test test-full lint format demo-model
+.PHONY: help serve export bench bench-load bench-chat bench-guidellm bench-peers gpu-check gpu-bench test test-full lint format demo-model
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make serve      ARTIFACT=artifacts/NAME PORT=8000 OPTIONS=\"--rows 16 ...\"  (all options: python -m service --help)"
 	@echo "  make export     CHECKPOINT=PATH|OWNER/NAME HEADS=PATH|OWNER/NAME PRECISION=fp32|int8|int8-block32|int4 NAME=NAME"
+	@echo "                  OPTIONS=\"--form padded\" PRECISION=fp32|fp16|bf16|int4 for GPUs"
 	@echo "  make bench      ARTIFACT=artifacts/NAME OPTIONS=\"--max-tokens 64 ...\""
 
 serve: .venv/.serve $(DEMO_ARTIFACT) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
@@ -59,6 +63,17 @@ bench-guidellm: .venv/.bench $(DEMO_ARTIFACT) ## run guidellm, installed into .p
 bench-peers: .venv/.bench $(foreach precision,fp32 int8 int4,artifacts/demo-$(precision)/manifest.json) ## measure Gorgon against its peers, each installed into .peers
 	$(PY) -m runtime.bench peers $(OPTIONS)
 
+# In an environment of its own: onnxruntime-gpu and onnxruntime overwrite each other's files.
+gpu-check: .venv-gpu/.made ## on a machine with a GPU: the CUDA provider against the CPU's, demo model, fp32 and fp16
+	$(GPU_PY) -m pytest --provider cuda tests/parity/test_device.py tests/parity/test_logits.py tests/parity/test_padded.py \
+	    tests/parity/test_greedy.py -k "(padded or test_device) and not (bits or moved or logits_than_usual)" $(OPTIONS)
+
+gpu-bench: .venv-gpu/.made ## on a machine with a GPU: steps of 7B's shape in fp16 against the memory's speed
+	@$(GPU_PY) -m runtime.bench gpu --ready
+	test -f $(GPU_ARTIFACT)/manifest.json || { $(GPU_PY) -m export.synthetic vicuna-7b --out $(GPU_CHECKPOINT) && \
+	    $(GPU_PY) -m export $(GPU_CHECKPOINT) --form padded --precision fp16 --no-self-test --out $(GPU_ARTIFACT); }
+	$(GPU_PY) -m runtime.bench gpu --artifact $(GPU_ARTIFACT) --peer $(GPU_PY) --peer-config $(GPU_CHECKPOINT)/config.json $(OPTIONS)
+
 test: .venv/.test ## run the tests, minutes
 	$(PY) -m pytest -m "not slow"
 
@@ -81,6 +96,12 @@ demo-model: .venv/.export ## train the demo model again, from data to heads (abo
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Gorgon needs 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv-gpu/.made: $(PACKAGES)
+	$(PYTHON) -m venv .venv-gpu
+	$(GPU_PY) -m pip install --constraint constraints.txt --editable ".[gpu,export,bench,test]"
+	$(GPU_PY) -m pip install --constraint constraints.txt "onnxruntime-gpu[cuda,cudnn]"
 	@touch $@
 
 .venv/.serve: $(PACKAGES) | .venv/.made

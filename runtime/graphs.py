@@ -69,7 +69,7 @@ def load(
 def compare(path: Path, session: ort.InferenceSession, want: Mapping[str, Shape]) -> None:
     """A graph's real inputs and outputs against what the manifest says. Raises ArtifactError."""
     have = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    for name in want.keys() | have.keys():
+    for name in dict.fromkeys([*want, *have]):
         if want.get(name) != have.get(name):
             raise ArtifactError(
                 f"{path}: {name} is {have.get(name)}, the manifest makes it {want.get(name)}: export again"

@@ -55,10 +55,7 @@ def choose(asked: str, manifest: Manifest, available: Sequence[str]) -> str:
         return "cpu"
     here = [provider for provider in ("cuda", "cpu") if NAMES[provider] in available]
     chosen = here[0] if asked == "auto" and here else asked
-    if chosen not in NAMES or NAMES[chosen] not in available:
-        raise ConfigurationError(
-            f"provider is {asked}, and this ONNX Runtime has no {NAMES.get(chosen, 'provider')}: {INSTALL[chosen]}"
-        )
+    require(chosen if chosen in NAMES else "cpu", available)
     if chosen == "cpu" and manifest.precision == "bf16":
         raise ConfigurationError(
             f"{manifest.name} is in bf16, for which ONNX Runtime's CPU provider has no MatMul:"
@@ -70,6 +67,14 @@ def choose(asked: str, manifest: Manifest, available: Sequence[str]) -> str:
             f" --provider cuda"
         )
     return chosen
+
+
+def require(provider: str, available: Sequence[str]) -> None:
+    """Raises ConfigurationError, with what to install, unless ONNX Runtime has the provider."""
+    if NAMES[provider] not in available:
+        raise ConfigurationError(
+            f"provider is {provider}, and this ONNX Runtime has no {NAMES[provider]}: {INSTALL[provider]}"
+        )
 
 
 def cuda_options(manifest: Manifest, capture: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ConfigurationError
-from runtime.params import OPERATORS, EngineConfig
+from runtime.params import OPERATORS, PROVIDERS, EngineConfig
 from service.config import WebConfig
 
 PREFIX = "GORGON_"
@@ -62,6 +62,12 @@ def url(text: str) -> str:
     return text
 
 
+def provider(text: str) -> str:
+    if text not in PROVIDERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no provider: there are {', '.join(PROVIDERS)}")
+    return text
+
+
 def truth(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
@@ -74,7 +80,7 @@ def operators(text: str) -> str:
     return text
 
 
-TEXTS = (str, Path, operators)  # kinds that a file gives as strings
+TEXTS = (str, Path, url, operators, provider)  # kinds that a file gives as strings
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,7 @@ ENGINE = (
     Option("prefix_reuse", truth, "keep finished rows for prompts that begin alike, while there is room"),
     Option("queue", whole, "requests that may wait", "NUMBER"),
     Option("threads", whole, "threads of ONNX Runtime, 0: all cores", "NUMBER"),
-    Option("provider", str, "what runs the graphs: auto, cpu, cuda or tensorrt", "NAME"),
+    Option("provider", provider, "what runs the graphs: auto, cpu, cuda or tensorrt", "NAME"),
     Option("exact", truth, "the same bits in any batch: at least two nodes a row"),
     Option("operators", operators, "native: those that `python -m runtime.native` builds, stock: ONNX Runtime's own,"
            " auto: native ones where they are built", "auto|native|stock"),

@@ -2,7 +2,6 @@
 graph form."""
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from export.artifact import Source, export
+from runtime.bench.gpu import check_provider
 from runtime.errors import GorgonError
-from runtime.manifest import Manifest
 from runtime.native.library import COMPILERS, Library, build
-from runtime.params import PROVIDERS, EngineConfig
-from runtime.sessions import open_session
+from runtime.params import PROVIDERS
 from tests import provider
 
 DEMO = Path(__file__).parents[1] / "export" / "demo"
@@ -32,14 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Before all tests fail for one reason: a provider that is not there."""
-    if provider.chosen == "cpu":
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "demo"
+    if provider.chosen != "cpu":
         try:
-            export(Source(CHECKPOINT, None, "fp32", "padded", self_test=False), out, lambda message: None)
-            config = EngineConfig(rows=1, provider=provider.chosen)
-            open_session(out, Manifest.read(out.resolve()), config, lambda message: None)
+            check_provider(provider.chosen)
         except GorgonError as error:
             pytest.exit(str(error), returncode=error.exit_code)
 

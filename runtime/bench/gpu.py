@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
 
 from runtime import machine
 from runtime.bench.machine import versions
@@ -24,9 +27,10 @@ from runtime.bench.markdown import table
 from runtime.bench.options import counts, positive
 from runtime.device import Block
 from runtime.errors import ConfigurationError
+from runtime.graphs import load
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, PROVIDERS, EngineConfig
-from runtime.providers import DEVICES, NAMES
+from runtime.providers import DEVICES, NAMES, require
 from runtime.session import Batch, Session
 from runtime.sessions import open_session
 from runtime.tree import Universe, accuracy_of
@@ -60,7 +64,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description=__doc__.partition("\n\n")[2] if __doc__ else None,
     )
     add = parser.add_argument
-    add("--artifact", type=Path, required=True, help="directory that `python -m export --form padded` wrote")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--artifact", type=Path, help="directory that `python -m export --form padded` wrote")
+    what.add_argument("--ready", action="store_true", help="say whether the provider works here, and no more")
     add("--provider", choices=PROVIDERS[1:], default="cuda", help="(%(default)s)")
     add("--sequences", type=counts, default=counts("1,4,16,64"), metavar="LIST", help="with commas (1,4,16,64)")
     add("--nodes", type=counts, default=counts("1,8,16,32,64"), metavar="LIST", help="with commas (1,8,16,32,64)")
@@ -74,6 +80,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Measures, prints, writes. Raises GorgonError."""
+    check_provider(options.provider)
+    if options.ready:
+        return 0
     manifest = Manifest.read(options.artifact)
     if manifest.form != "padded":
         raise ConfigurationError(f"{manifest.name} has the {manifest.form} form: export it with --form padded")
@@ -100,6 +109,18 @@ def run(options: argparse.Namespace) -> int:
         }  # fmt: skip
         options.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return 0
+
+
+def check_provider(provider: str) -> None:
+    """Raises ConfigurationError unless a graph runs on the provider here."""
+    require(provider, ort.get_available_providers())
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])  # noqa: E731
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "ready", [value("x")], [value("y")])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ready.onnx"
+        path.write_bytes(model.SerializeToString())
+        load(path, 1, [NAMES[provider]]).run(None, {"x": np.ones(1, np.float32)})
 
 
 def copied_a_second(device: str, size: int = COPIED) -> float:

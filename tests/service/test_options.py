@@ -46,6 +46,7 @@ VALUES: dict[Callable[[str], Any], list[tuple[str, Any]]] = {
     number: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
     operators: [("stock", "stock"), ("native", "native"), ("auto", "auto")],
     seconds: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
+    provider: [("cpu", "cpu"), ("cuda", "cuda"), ("tensorrt", "tensorrt")],
 }
 SET = [option for option in OPTIONS if option.field != "config"]
 
