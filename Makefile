@@ -56,7 +56,7 @@ bench-peers: .venv/.bench $(foreach precision,fp32 int8 int4,artifacts/demo-$(pr
 test: .venv/.test ## run the tests, minutes
 	$(PY) -m pytest -m "not slow"
 
-test-full: .venv/.test ## run all tests, the long ones too
+test-full: .venv/.test ## run all tests, the long ones too; writes docs/reliability.md
 	$(PY) -m pytest
 
 lint: .venv/.test ## check format, style and types

@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from runtime.bench import decode, load, profile
+from runtime.bench import decode, load, profile, service
 from runtime.bench.peers import command as peers
 from runtime.errors import GorgonError
 
-COMMANDS = (decode, load, profile, peers)
+COMMANDS = (decode, load, service, profile, peers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
