@@ -77,7 +77,7 @@ gpu-bench: .venv-gpu/.made ## on a machine with a GPU: steps of 7B's shape in fp
 test: .venv/.test ## run the tests, minutes
 	$(PY) -m pytest -m "not slow"
 
-test-full: .venv/.test ## run all tests, the long ones too
+test-full: .venv/.test ## run all tests, the long ones too; writes docs/reliability.md
 	$(PY) -m pytest
 
 lint: .venv/.test ## check format, style and types

@@ -5,8 +5,11 @@ hold it, and what was written for it, for as long as it likes.
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -29,6 +32,7 @@ class Connection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = True
+        self._ended = False  # a head or a body, amid the data that came last
         self._write_timer: asyncio.TimerHandle | None = None
         self._unread = 0  # bytes that waited when the timer was set
 
@@ -37,15 +41,18 @@ class Connection(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head_timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
         super().connection_lost(exc)
+        self._forget_reader()
 
     def data_received(self, data: bytes) -> None:
+        self._ended = False
         super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
+        if (
+            self._in_head
+        ):  # of a head that begins amid the data, after something else, it is not known how much there is
+            self._head_bytes = 1 if self._ended else self._head_bytes + len(data)
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()  # something has begun to come, if only empty lines
         if self._in_head and self._head_bytes > HEAD_BYTES:
@@ -56,22 +63,32 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._head_bytes, self._ended = False, 0, True
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        if not self.flow.write_paused:
+            self._forget_reader()  # it will write more: what waits no longer tells whether the client reads
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._ended = True
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._await_reader()
+
+    def resume_writing(self) -> None:
+        self._forget_reader()
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._head_bytes and self._head_timer is None:  # a next request began to come amid this one
             self._unset_keepalive_if_required()
             self._await_head()
-        if self.transport.get_write_buffer_size():
+        if self.transport.get_write_buffer_size() and not self.flow.write_paused:
             self._await_reader()
 
     def _await_head(self) -> None:
@@ -93,18 +110,33 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _await_reader(self) -> None:
-        self._unread = self.transport.get_write_buffer_size()
-        if self._write_seconds and self._write_timer is None:
+        """From now on nothing is written, until it is told to forget: what waits can only become less."""
+        self._forget_reader()
+        self._unread = self._waiting()
+        if self._write_seconds:
             self._write_timer = self.loop.call_later(self._write_seconds, self._reader_is_late)
+
+    def _waiting(self) -> int:
+        """Bytes that the client has not taken; where the system tells it, those too that it keeps for the client.
+
+        It asks for more only when it has got rid of a third of what it keeps: a slow client would seem to read nothing.
+        """
+        mine = self.transport.get_write_buffer_size()
+        if not mine or sys.platform != "linux":
+            return mine
+        kept = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return mine + int.from_bytes(kept, sys.byteorder)
+
+    def _forget_reader(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _reader_is_late(self) -> None:
         self._write_timer = None
-        unread = self.transport.get_write_buffer_size()
-        if 0 < self._unread <= unread:
-            self._reset()
+        unread = self._waiting()
+        if unread and unread >= self._unread:
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+            self.transport.abort()
         elif unread:
             self._await_reader()
-
-    def _reset(self) -> None:
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
-        self.transport.abort()

@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from runtime.bench import chat, decode, gpu, guidellm, load, products, profile
+from runtime.bench import chat, decode, gpu, guidellm, load, products, profile, service
 from runtime.bench.peers import command as peers
 from runtime.errors import GorgonError
 
-COMMANDS = (chat, decode, gpu, guidellm, load, products, profile, peers)
+COMMANDS = (chat, decode, gpu, guidellm, load, products, profile, service, peers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -188,13 +188,13 @@ def export_on_a_full_disk(stage: Stage, scale: Scale) -> Tally:
 
 SCENARIOS = (
     Scenario("crowd", crowd, Scale(200, requests=300), Scale(200, seconds=60)),
-    Scenario("slow readers", slow_readers, Scale(16, requests=40), Scale(48, seconds=60)),
-    Scenario("rude requests", rude_requests, Scale(16, requests=40), Scale(48, seconds=60)),
+    Scenario("slow readers", slow_readers, Scale(16, requests=40), Scale(48, seconds=30)),
+    Scenario("rude requests", rude_requests, Scale(16, requests=40), Scale(48, seconds=30)),
     Scenario(
         "many in a row", many_in_a_row, Scale(8, requests=100, warm_up=100, growth=SMALL_GROWTH),
         Scale(8, requests=10_000, warm_up=2_000, growth=0.02),
     ),
-    Scenario("throwing session", throwing_session, Scale(16, requests=80), Scale(48, seconds=60)),
-    Scenario("signals", signals, Scale(16, requests=60), Scale(64, requests=1_000, starts=4, slower=1.5)),
-    Scenario("full disk", export_on_a_full_disk, Scale(1, requests=2), Scale(1, requests=24)),
+    Scenario("throwing session", throwing_session, Scale(16, requests=80), Scale(48, seconds=30)),
+    Scenario("signals", signals, Scale(16, requests=60), Scale(64, requests=1_000, starts=2, slower=1.5)),
+    Scenario("full disk", export_on_a_full_disk, Scale(1, requests=2), Scale(1, requests=8)),
 )  # fmt: skip

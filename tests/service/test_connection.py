@@ -95,6 +95,22 @@ def test_who_reads_nothing_is_reset(server: Serving, stream: bool) -> None:
     eventually(lambda: server.thread.live == 0 and server.health()[1]["rows_in_use"] == 0)
 
 
+def test_who_reads_again_and_again_is_not_reset(server: Serving) -> None:
+    """A megabyte over several bounds: each ends amid an answer that is being read, or waits for more."""
+    path = "/v1/models/" + "a" * 60_000
+    with socket.socket() as connection:
+        connection.settimeout(SECONDS)
+        connection.connect(server.address)
+        for _ in range(20):
+            connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        received, began = b"", time.monotonic()
+        while received.count(b"does not exist") < 20:
+            data = connection.recv(8192)
+            assert data, "it was reset"
+            received += data
+            time.sleep(BOUND / 40 if time.monotonic() - began < 3 * BOUND else 0)
+
+
 def ask(connection: socket.socket, path: str, **body: object) -> None:
     content = json.dumps(body).encode()
     head = HEAD.replace(b"/generate", path.encode())

@@ -1,0 +1,25 @@
+"""Good bodies do not take FastAPI's general way; what is wrong with others is still FastAPI's to say."""
+
+import pytest
+
+from tests.service.serving import Serving
+
+CHAT = {"messages": [{"role": "user", "content": "abc"}], "model": "fake", "max_tokens": 3}
+
+
+def test_a_good_body_goes_the_short_way(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unwanted(**_: object) -> None:
+        raise AssertionError("the general way")
+
+    monkeypatch.setattr("fastapi.routing.solve_dependencies", unwanted)
+    assert server.generate(prompt="abc", max_tokens=3).json()["usage"]["completion_tokens"] == 3
+    assert server.client.post("/v1/chat/completions", json=CHAT).status_code == 200
+    text = b'{"prompt": "abc", "max_tokens": 3}'
+    for kind in ("application/json; charset=utf-8", "application/json"):
+        assert server.client.post("/generate", content=text, headers={"content-type": kind}).status_code == 200
+
+
+def test_all_that_is_out_of_range_is_named(server: Serving) -> None:
+    response = server.generate(prompt="abc", top_p=2.0, max_tokens=0)
+    assert response.status_code == 422
+    assert sorted(item["loc"][-1] for item in response.json()["detail"]) == ["max_tokens", "top_p"]
