@@ -23,6 +23,7 @@ from service.options import (
     number,
     parser,
     port,
+    provider,
     read,
     seconds,
     size,
