@@ -24,6 +24,7 @@ from service.options import (
     operators,
     parser,
     port,
+    provider,
     read,
     seconds,
     size,
