@@ -73,17 +73,16 @@ void tile_of(const Int4Weights& w, std::size_t tile, std::size_t depth, const Ac
   for (auto& group : total)
     for (__m512& sum : group) sum = _mm512_setzero_ps();
   const std::uint8_t* rows = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes();
-  const std::size_t width = w.blocks * w.block;
   for (std::size_t b = 0; b < w.blocks; b++) {
     _tile_zero(0);
     _tile_zero(1);
     for (std::size_t k = b * w.block; k < (b + 1) * w.block; k += depth) {
       for (std::size_t u = 0; u < depth / kUnit; u++, rows += 256) unpack(rows, weights + u * 512);
       _tile_loadd(2, weights, 64);
-      _tile_loadd(3, a.values + k, width);
+      _tile_loadd(3, a.values + k, w.width);
       _tile_dpbsud(0, 3, 2);
       if (more != nullptr) {
-        _tile_loadd(4, more->values + k, width);
+        _tile_loadd(4, more->values + k, w.width);
         _tile_dpbsud(1, 4, 2);
       }
     }
@@ -112,11 +111,10 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
 // Values of a token side by side: [tokens][inputs], not interleaved.
 void quantize(const Int4Weights& w, const float* x, std::size_t tokens, std::int8_t* values, float* scales,
               std::int32_t* offsets) {
-  const std::size_t width = w.blocks * w.block;
   for (std::size_t t = 0; t < tokens; t++)
     for (std::size_t b = 0; b < w.blocks; b++) {
       const std::size_t start = b * w.block, left = w.inputs - start;
-      quantize_block(x + t * w.inputs + start, std::min(left, w.block), w.block, values + t * width + start, 4,
+      quantize_block(x + t * w.inputs + start, std::min(left, w.block), w.block, values + t * w.width + start, 4,
                      scales[b * tokens + t], offsets[b * tokens + t]);
     }
 }

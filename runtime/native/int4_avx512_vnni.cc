@@ -23,10 +23,10 @@ inline __m512i four(const std::int8_t* values) {
 }
 
 // Outputs of N tiles for a group of T tokens. A broadcast of activations serves all N tiles: with one tile, loading them
-// and not multiplying is what takes the time.
-template <int T, int N>
+// and not multiplying is what takes the time. `Unit`: blocks are one unit each.
+template <int T, int N, bool Unit>
 void tiles_of(const Int4Weights& w, std::size_t tile, const Activations& a) {
-  const std::size_t bytes = w.tile_bytes(), units = w.block / kUnit;
+  const std::size_t bytes = w.tile_bytes(), units = Unit ? 1 : w.block / kUnit;
   const std::uint8_t* rows = w.nibbles.as<std::uint8_t>() + tile * bytes;
   const std::int8_t* values = a.values;
   const __m512i mask = _mm512_set1_epi8(15);
@@ -38,6 +38,7 @@ void tiles_of(const Int4Weights& w, std::size_t tile, const Activations& a) {
     for (int t = 0; t < T; t++)
       for (int n = 0; n < N; n++) sum[t][n] = _mm512_set1_epi32(a.offsets[b * T + t]);
     for (std::size_t u = 0; u < units; u++, rows += 256, values += 32 * T)
+#pragma GCC unroll 1  // unpacking all rows first would take more registers than there are
       for (int r = 0; r < 4; r++) {
         __m512i low[N], high[N];
         for (int n = 0; n < N; n++) {
@@ -72,12 +73,19 @@ void tiles_of(const Int4Weights& w, std::size_t tile, const Activations& a) {
 
 constexpr std::size_t kTogether = 2;  // tiles
 
+template <int N, bool Unit>
+void tiles_in(const Int4Weights& w, std::size_t tile, const Activations& a) {
+  using TilesOf = void (*)(const Int4Weights&, std::size_t, const Activations&);
+  constexpr TilesOf kTilesOf[] = {tiles_of<1, N, Unit>, tiles_of<2, N, Unit>, tiles_of<3, N, Unit>,
+                                  tiles_of<4, N, Unit>, tiles_of<5, N, Unit>, tiles_of<6, N, Unit>,
+                                  tiles_of<7, N, Unit>, tiles_of<8, N, Unit>};
+  kTilesOf[a.tokens - 1](w, tile, a);
+}
+
 template <int N>
 void tiles(const Int4Weights& w, std::size_t tile, const Activations& a) {
-  using TilesOf = void (*)(const Int4Weights&, std::size_t, const Activations&);
-  constexpr TilesOf kTilesOf[] = {tiles_of<1, N>, tiles_of<2, N>, tiles_of<3, N>, tiles_of<4, N>,
-                                  tiles_of<5, N>, tiles_of<6, N>, tiles_of<7, N>, tiles_of<8, N>};
-  kTilesOf[a.tokens - 1](w, tile, a);
+  if (w.block == kUnit) return tiles_in<N, true>(w, tile, a);
+  tiles_in<N, false>(w, tile, a);
 }
 
 void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const Activations* groups, std::size_t count) {
