@@ -13,8 +13,8 @@ void multiply(const Int8Weights& w, std::size_t first, std::size_t last, const A
         const std::uint8_t* row = w.values.as<std::uint8_t>() + tile * w.tile_bytes();
         std::int32_t sum[kTile];
         for (std::int32_t& s : sum) s = a.offsets[t];
-        for (std::size_t r = 0; r < w.width / 4; r++, row += 64)
-          for (std::size_t i = 0; i < 64; i++) sum[i / 4] += row[i] * a.values[(r * a.tokens + t) * 4 + i % 4];
+        for (std::size_t r = 0; r < w.width / 4; r++, row += 4 * kTile)
+          for (std::size_t i = 0; i < 4 * kTile; i++) sum[i / 4] += row[i] * a.values[(r * a.tokens + t) * 4 + i % 4];
         for (std::size_t n = 0; n < kTile && tile * kTile + n < w.outputs; n++) {
           const float weight = w.scales.as<float>()[tile * kTile + n];
           a.out[t * w.outputs + tile * kTile + n] = static_cast<float>(sum[n]) * weight * a.scales[t];

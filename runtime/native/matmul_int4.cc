@@ -37,7 +37,7 @@ void pack_tile(const Int4Weights& w, const std::uint8_t* packed, const float* sc
   std::uint8_t* out = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes();
   for (std::size_t unit = 0; unit < w.width / kUnit; unit++)
     for (std::size_t r = 0; r < 4; r++)
-      for (std::size_t i = 0; i < 64; i++) {
+      for (std::size_t i = 0; i < 4 * kTile; i++) {
         const std::size_t output = tile * kTile + i / 4, input = unit * kUnit + 4 * r + i % 4;
         const std::uint8_t low = nibble(packed, w.outputs, row_bytes, output, input);
         const std::uint8_t high = nibble(packed, w.outputs, row_bytes, output, input + 16);

@@ -15,16 +15,17 @@
 namespace gorgon {
 
 constexpr std::size_t kUnit = 32;  // inputs that are packed together; blocks are whole units
+constexpr std::size_t kUnitBytes = kUnit * kTile / 2;
 
-// Weights as the kernels read them. A row of 64 bytes holds 16 outputs by 4 inputs: inputs 4 r .. 4 r + 3 of a unit in
+// Weights as the kernels read them. A row of 128 bytes holds 32 outputs by 4 inputs: inputs 4 r .. 4 r + 3 of a unit in
 // the low nibbles of its row r, 16 + 4 r .. in the high ones. A nibble q stands for (q - 8) * scale.
 struct Int4Weights {
   std::size_t inputs = 0, outputs = 0, block = 0, blocks = 0, width = 0, tiles = 0;  // width: blocks * block
   bool half = false;  // scales kept in float16, as all of them are such numbers
-  Pages nibbles;      // [tiles][width / 32][4][64]
-  Pages scales;       // [tiles][blocks][16]
+  Pages nibbles;      // [tiles][width / 32][4][128]
+  Pages scales;       // [tiles][blocks][32]
 
-  std::size_t tile_bytes() const { return width / kUnit * 256; }
+  std::size_t tile_bytes() const { return width / kUnit * kUnitBytes; }
 };
 
 // Packs MatMulNBits' own layout: packed uint8 [outputs, blocks, block / 2], low nibble first, scale [outputs, blocks].

@@ -11,7 +11,7 @@ namespace {
 void pack_tile(const Int8Weights& w, const std::int8_t* weights, const float* scale, std::size_t tile) {
   std::uint8_t* out = w.values.as<std::uint8_t>() + tile * w.tile_bytes();
   for (std::size_t row = 0; row < w.width / 4; row++)
-    for (std::size_t i = 0; i < 64; i++) {
+    for (std::size_t i = 0; i < 4 * kTile; i++) {
       const std::size_t output = tile * kTile + i / 4, input = row * 4 + i % 4;
       const bool there = output < w.outputs && input < w.inputs;
       *out++ = static_cast<std::uint8_t>(128 + (there ? weights[input * w.outputs + output] : 0));

@@ -15,12 +15,12 @@ namespace gorgon {
 
 constexpr std::size_t kMostInputs = 65536;  // whole numbers of 32 bits hold the sum of so many products
 
-// Weights as the kernels read them, 128 added to each: rows of 64 bytes hold 16 outputs by 4 inputs.
+// Weights as the kernels read them, 128 added to each: rows of 128 bytes hold 32 outputs by 4 inputs.
 struct Int8Weights {
   static constexpr std::size_t blocks = 1;
   std::size_t inputs = 0, outputs = 0, width = 0, tiles = 0;  // width: inputs filled up to a multiple of 4
-  Pages values;                                               // uint8 [tiles][width / 4][64]
-  Pages scales;                                               // float [tiles][16]
+  Pages values;                                               // uint8 [tiles][width / 4][128]
+  Pages scales;                                               // float [tiles][32]
 
   std::size_t tile_bytes() const { return width * kTile; }
 };

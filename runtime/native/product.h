@@ -8,7 +8,8 @@
 
 namespace gorgon {
 
-constexpr std::size_t kTile = 16;  // outputs that are computed together
+constexpr std::size_t kTile = 32;  // outputs that are computed together
+constexpr std::size_t kHalf = 16;  // of them in one register of 512 bits
 
 // A group's activations as the kernels read them. `blocks` of weights share a scale; where they have none, it is 1.
 struct Activations {
@@ -60,7 +61,7 @@ void run_product(const Weights& w, const ProductPath<Weights>& use, const float*
     parallel(pool, count, prepare);
 
   constexpr std::size_t kChunkBytes = 48 << 10;  // small enough that nobody waits long for the last one
-  const std::size_t step = std::max<std::size_t>(2, kChunkBytes / w.tile_bytes() & ~std::size_t{1});
+  const std::size_t step = std::max<std::size_t>(1, kChunkBytes / w.tile_bytes());
   const std::size_t chunks = (w.tiles + step - 1) / step;
   const auto run = [&](std::size_t chunk) {
     use.multiply(w, chunk * step, std::min(w.tiles, (chunk + 1) * step), groups, count);
