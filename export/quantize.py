@@ -13,6 +13,7 @@ import numpy as np
 
 INT4_ZERO = 8  # MatMulNBits' default zero point: a nibble q stands for (q - 8) * scale
 INT8_ZERO = 128  # likewise for bytes
+HALF_LEAST, HALF_MOST = np.finfo(np.float16).smallest_normal, np.finfo(np.float16).max
 _GLANCE = 4  # values of a block that tell most scales apart
 _SHRINK = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # clipping tried for each int4 block
 
@@ -28,14 +29,15 @@ def int4(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """[out, in] float32 -> uint8 [out, blocks, block / 2], low nibble first, and float32 scales [out, blocks].
 
     Each block takes, of a few scales from its largest value down, the one with the least squared error; the largest
-    value by magnitude keeps its sign at level -8, which uses all 16 levels.
+    value by magnitude keeps its sign at level -8, which uses all 16 levels. Scales are float16 numbers, as
+    GGUF's are, where those reach: native operators then read half as many bytes of them.
     """
     values = _in_blocks(weight, block)
     peak = _peaks(values)
     best_scale = np.ones_like(peak)
     best_error = np.full_like(peak, np.inf)
     for shrink in _SHRINK:
-        scale = np.where(peak == 0, np.float32(1), peak * shrink / np.float32(-8))
+        scale = _as_half(np.where(peak == 0, np.float32(1), peak * shrink / np.float32(-8)))
         levels = np.clip(np.rint(values / scale[..., None]), -8, 7)
         error = np.square(levels * scale[..., None] - values).sum(axis=2)
         better = error < best_error
@@ -72,6 +74,14 @@ def _peaks(values: np.ndarray) -> np.ndarray:
     """The largest value by magnitude of each block, [out, blocks]."""
     peaks: np.ndarray = np.take_along_axis(values, np.abs(values).argmax(axis=2)[..., None], axis=2)[..., 0]
     return peaks
+
+
+def _as_half(scale: np.ndarray) -> np.ndarray:
+    """The nearest float16, as float32; left as it is where float16 has no number of full precision."""
+    magnitude = np.abs(scale)
+    within = (magnitude >= HALF_LEAST) & (magnitude <= HALF_MOST)
+    halves: np.ndarray = np.where(within, np.where(within, scale, 1).astype(np.float16).astype(np.float32), scale)
+    return halves
 
 
 def _find_exact(
