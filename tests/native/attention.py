@@ -136,7 +136,9 @@ def random_cache(rng: np.random.Generator, shape: Shape, length: list[int]) -> C
     for row, n in enumerate(length):
         for part, scale in ((cache.key, cache.key_scale), (cache.value, cache.value_scale)):
             place = part[row, :, :n]
-            place[:] = rng.integers(-127, 128, place.shape) if shape.type == "int8" else rng.standard_normal(place.shape)
+            place[:] = (
+                rng.integers(-127, 128, place.shape) if shape.type == "int8" else rng.standard_normal(place.shape)
+            )
             scale[row, :, :n] = rng.uniform(0.005, 0.02, (shape.kv_heads, n))
     return cache
 

@@ -172,7 +172,9 @@ def test_what_is_not_a_number_stays_in_its_row_and_is_seen(kernel: Kernel) -> No
 
 def test_the_exponential(kernel: Kernel) -> None:
     """Relative error below 2e-7 from 0 down to the smallest normal number, and 1 and 0 exactly where they must be."""
-    x = np.concatenate([np.linspace(-87.3, 0, 1 << 20, dtype=np.float32), -np.logspace(-30, 0, 1 << 16, dtype=np.float32)])
+    x = np.concatenate(
+        [np.linspace(-87.3, 0, 1 << 20, dtype=np.float32), -np.logspace(-30, 0, 1 << 16, dtype=np.float32)]
+    )
     y = kernel.exponential(x).astype(np.float64)
     assert np.abs(y / np.exp(x.astype(np.float64)) - 1).max() < 2e-7
     ends = np.array([0.0, -0.0, -87.4, -88, -1e4, -3e38, -np.inf, np.nan] + [0] * 8, np.float32)

@@ -71,7 +71,9 @@ def test_quantized_answers_fork_only_where_plain_is_undecided(
     model = Model.load(artifact, operators=operators)
     noise = noise_of(model)
     asked = prompts()
-    plain = answer(engine_of(artifact, 1, operators), asked, [SamplingParams(MAX_TOKENS, speculation="off")] * len(asked))
+    plain = answer(
+        engine_of(artifact, 1, operators), asked, [SamplingParams(MAX_TOKENS, speculation="off")] * len(asked)
+    )
     forks, answers = [], 0
     for rows in (1, 8):
         for speculation in SPECULATION[1:]:
@@ -85,7 +87,8 @@ def test_quantized_answers_fork_only_where_plain_is_undecided(
                     forks.append(float(first - second))
     with capsys.disabled():
         print(
-            f"\n{precision}, {operators}: noise {noise:.2e}, {len(forks)} of {answers} answers fork, at margins {sorted(forks)[-5:]}"
+            f"\n{precision}, {operators}: noise {noise:.2e}, {len(forks)} of {answers} answers fork,"
+            f" at margins {sorted(forks)[-5:]}"
         )
     assert all(margin <= 2 * noise for margin in forks)
     assert len(forks) <= (0.01 * answers if operators == "stock" else 0)
