@@ -3,9 +3,9 @@
 With the native library its TreeAttention runs, and TreePlan gives nothing. Without it these bodies do: a Scan over the
 rows whose body is one GroupQueryAttention, since the operator itself refuses a batch of several rows with several new
 tokens and a past. The cache is [rows, 1, kv_heads, capacity, head_dim], so that Scan's slices need no Squeeze; with one
-buffer bound as the Scan's input and output nothing is copied and the cost follows the real lengths. The Scan's body cuts
-its row's nodes out of the packed projection and pads only its result. Why one Scan serves decode and prefill rows alike:
-docs/decisions/0001-one-scan-a-layer.md.
+buffer bound as the Scan's input and output nothing is copied and the cost follows the real lengths. The Scan's body
+cuts its row's nodes out of the packed projection and pads only its result. Why one Scan serves decode and prefill rows
+alike: docs/decisions/0001-one-scan-a-layer.md. What the native operator does: 0011-tree-attention.md there.
 
 TreePlan       depth int64 [tokens], length and count int64 [rows], ancestors bool [rows, nodes, nodes] -> PLAN
 TreeAttention  qkv float [tokens, (heads + 2 kv_heads) * head_dim] before the rotary embedding, key and value, depth,
@@ -100,8 +100,8 @@ def tree_plan() -> onnx.FunctionProto:
 def tree_attention(heads: int, kv_heads: int, head_dim: int, capacity: int, rounded: bool) -> onnx.FunctionProto:
     """`rounded`: to bfloat16 before a product that rounds to 8 bits anyway.
 
-    A path with gaps is summed in another order here, which moves attention by about 1e-7. Rounded, it is mostly the same
-    bits again, and speculation exact: docs/decisions/0005-exactness.md. The native operator sums in one order.
+    A path with gaps is summed in another order here, which moves attention by about 1e-7. Rounded, it is mostly the
+    same bits again, and speculation exact: docs/decisions/0005-exactness.md. The native operator sums in one order.
     """
     body = _Body()
     emit = body.node

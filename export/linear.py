@@ -1,8 +1,9 @@
 """One linear layer in each precision: y = x W^T + b over packed tokens.
 
 fp32, fp16, bf16: MatMul. int8: W8A8 per token and output channel. int4, int8-block32: MatMulNBits. Operators and their
-measured speed: docs/decisions/0002-linear-layers.md. int4 is a function of ours: with the native library its operator runs,
-and else its body (docs/decisions/0010-native-operators.md). int4-fp16 is MatMulNBits of float16 values, for GPUs.
+measured speed: docs/decisions/0002-linear-layers.md. int4 and int8 are functions of ours: with the native library its
+operators run, and else their bodies (docs/decisions/0010-native-operators.md). int4-fp16 is MatMulNBits of float16
+values, for GPUs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import AttributeProto, helper
+from onnx import AttributeProto, helper, numpy_helper
 
 from export import quantize
 from export.emitter import GORGON, MICROSOFT, OPSETS, Emitter
@@ -28,8 +29,9 @@ def linear(
     """x [..., in], weight [out, in] float32 -> [..., out], named `result` if that is given."""
     product = "" if bias is not None else result
     if precision == "int8":
-        quantized, scale = _quantized(emitter, x)
-        y = emitter.node("Mul", _int8(emitter, quantized, name, weight), scale, name=product)
+        levels, scale = quantize.int8(weight)
+        weights = emitter.weight(name, levels), emitter.weight(f"{name}.scale", scale)
+        y = emitter.call(MATMUL_INT8, x, *weights, name=product)
     else:
         y = _float(emitter, x, name, weight, precision, product)
     if bias is None:
@@ -88,7 +90,30 @@ def _matmul_int4() -> onnx.FunctionProto:
     )
 
 
-MATMUL_INT4 = _matmul_int4()
+def _matmul_int8() -> onnx.FunctionProto:
+    """Inputs x [..., in], weight int8 and scale as `quantize.int8` makes them; output [..., out].
+
+    The operators of `_quantized` and `_int8`, and the tokens' scales.
+    """
+    node = helper.make_node
+    constant = lambda name, value, dtype: node(  # noqa: E731
+        "Constant", [], [name], value=numpy_helper.from_array(np.asarray(value, dtype), name)
+    )
+    body = [
+        constant("zero", 128, np.uint8), constant("one", 1, np.float32), constant("share", 1 / 127, np.float32),
+        constant("last", [-1], np.int64),
+        node("Abs", ["x"], ["magnitude"]),
+        node("ReduceMax", ["magnitude", "last"], ["largest"], keepdims=1),
+        node("Mul", ["largest", "share"], ["token_scale"]),
+        node("Div", ["x", "token_scale"], ["scaled"]),
+        node("QuantizeLinear", ["scaled", "one", "zero"], ["quantized"]),
+        node("MatMulIntegerToFloat", ["quantized", "weight", "one", "scale", "zero"], ["sums"], domain=MICROSOFT),
+        node("Mul", ["sums", "token_scale"], ["y"]),
+    ]  # fmt: skip
+    return helper.make_function(GORGON, "MatMulInt8", ["x", "weight", "scale"], ["y"], body, list(OPSETS))
+
+
+MATMUL_INT4, MATMUL_INT8 = _matmul_int4(), _matmul_int8()
 
 
 def _quantized(emitter: Emitter, x: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from export.parts import in_parts
 
 INT4_ZERO = 8  # MatMulNBits' default zero point: a nibble q stands for (q - 8) * scale
 INT8_ZERO = 128  # likewise for bytes
+HALF_LEAST, HALF_MOST = np.finfo(np.float16).smallest_normal, np.finfo(np.float16).max
 _GLANCE, _NEAR = 4, np.float32(1e-3)  # values of a block that tell most scales apart: all near a level, or not
 _SHRINK = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # clipping tried for each int4 block
 
@@ -38,7 +39,8 @@ def int4(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """[out, in] float32 -> uint8 [out, blocks, block / 2], low nibble first, and float32 scales [out, blocks].
 
     Each block takes, of a few scales from its largest value down, the one with the least squared error; the largest
-    value by magnitude keeps its sign at level -8, which uses all 16 levels.
+    value by magnitude keeps its sign at level -8, which uses all 16 levels. Scales are float16 numbers, as
+    GGUF's are, where those reach: native operators then read half as many bytes of them.
     """
     return _quantized(weight, block, _int4_scale, (-8, 7), INT4_ZERO, lambda level: level[0::2] | level[1::2] << 4)
 
@@ -78,7 +80,7 @@ def _int4_scale(values: np.ndarray, peak: np.ndarray) -> np.ndarray:
     best_error = np.full_like(peak, np.inf)
     off = np.empty_like(values)
     for shrink in _SHRINK:
-        scale = np.where(peak == 0, np.float32(1), peak * shrink / np.float32(-8))
+        scale = _as_half(np.where(peak == 0, np.float32(1), peak * shrink / np.float32(-8)))
         np.rint(np.divide(values, scale, out=off), out=off)
         np.subtract(np.multiply(np.clip(off, -8, 7, out=off), scale, out=off), values, out=off)
         error = np.square(off, out=off).sum(axis=0)
@@ -105,6 +107,14 @@ def _in_blocks(weight: np.ndarray, block: int) -> np.ndarray:
     padded = np.zeros((out, blocks * block), np.float32)
     padded[:, :width] = weight
     return np.ascontiguousarray(padded.reshape(-1, block).T)
+
+
+def _as_half(scale: np.ndarray) -> np.ndarray:
+    """The nearest float16, as float32; left as it is where float16 has no number of full precision."""
+    magnitude = np.abs(scale)
+    within = (magnitude >= HALF_LEAST) & (magnitude <= HALF_MOST)
+    halves: np.ndarray = np.where(within, np.where(within, scale, 1).astype(np.float16).astype(np.float32), scale)
+    return halves
 
 
 def _find_exact(

@@ -67,6 +67,8 @@ class _Shape:
 class PaddedSession:
     """One artifact loaded for `rows` rows, all of whose keys and values are allocated at once."""
 
+    ordered = False
+
     def __init__(self, directory: Path, manifest: Manifest, rows: int, provider: str, opener: Opener) -> None:
         """`provider` is a name of `providers.NAMES`. Raises ArtifactError, or ConfigurationError for lack of memory."""
         m = self.manifest = manifest

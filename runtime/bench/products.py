@@ -62,11 +62,43 @@ def int4(block: int, native: bool) -> Callable[[int, int, int, np.random.Generat
     return build
 
 
+def int8(i: int, inputs: int, outputs: int, rng: np.random.Generator) -> Nodes:
+    node, weights = helper.make_node, int8_weights(i, inputs, outputs, rng)
+    weights |= {
+        f"zero{i}": np.array(128, np.uint8), f"one{i}": np.array(1, np.float32), f"last{i}": np.array([-1]),
+        f"share{i}": np.array(1 / 127, np.float32),
+    }  # fmt: skip
+    zero, one = f"zero{i}", f"one{i}"
+    return [
+        node("Abs", ["x"], [f"magnitude{i}"]),
+        node("ReduceMax", [f"magnitude{i}", f"last{i}"], [f"largest{i}"], keepdims=1),
+        node("Mul", [f"largest{i}", f"share{i}"], [f"token_scale{i}"]),
+        node("Div", ["x", f"token_scale{i}"], [f"scaled{i}"]),
+        node("QuantizeLinear", [f"scaled{i}", one, zero], [f"q{i}"]),
+        node("MatMulIntegerToFloat", [f"q{i}", f"w{i}", one, f"s{i}", zero], [f"sums{i}"], domain=MICROSOFT),
+        node("Mul", [f"sums{i}", f"token_scale{i}"], [f"y{i}"]),
+    ], weights
+
+
+def native_int8(i: int, inputs: int, outputs: int, rng: np.random.Generator) -> Nodes:
+    weights = int8_weights(i, inputs, outputs, rng)
+    return [helper.make_node("MatMulInt8", ["x", *weights], [f"y{i}"], domain=GORGON)], weights
+
+
+def int8_weights(i: int, inputs: int, outputs: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        f"w{i}": rng.integers(-127, 128, (inputs, outputs), np.int8),
+        f"s{i}": rng.uniform(0.001, 0.01, outputs).astype(np.float32),
+    }
+
+
 OPERATORS = (
     Operator("MatMulNBits, block 32", False, 5.0, int4(32, False)),
     Operator("MatMulInt4, block 32", True, 4.5, int4(32, True), "MatMulNBits, block 32"),
     Operator("MatMulNBits, block 128", False, 4.25, int4(128, False)),
     Operator("MatMulInt4, block 128", True, 4.125, int4(128, True), "MatMulNBits, block 128"),
+    Operator("int8, stock", False, 8.0, int8),
+    Operator("MatMulInt8", True, 8.0, native_int8, "int8, stock"),
 )
 
 
@@ -134,7 +166,7 @@ def measure(
     inputs: int, outputs: int, tokens: Sequence[int], repeat: int, threads: int, library: Library
 ) -> tuple[list[Measured], float]:
     """Every operator at every number of tokens, and the bandwidth in bytes a second."""
-    copies = -(-CACHE // OPERATORS[-1].weight_bytes(inputs, outputs))
+    copies = -(-CACHE // min(op.weight_bytes(inputs, outputs) for op in OPERATORS))
     sessions = {op.name: Session(op, inputs, outputs, copies, threads, library) for op in OPERATORS}
     taken: dict[tuple[str, int], list[float]] = {(op.name, n): [] for op in OPERATORS for n in tokens}
     read = []

@@ -16,7 +16,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulNBits")
+SIZED = ("MatMulNBits", "MatMulInt4")  # their attributes K and N say how many weights they have
+PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulInt8", *SIZED)
 TOKENS, INPUT, OUTPUT = 256, 2048, 4096  # of the large product
 BLOCK = 32  # of its int4 weights
 REPEATS = 7
@@ -59,7 +60,7 @@ def weights(decoder: Path) -> tuple[int, int]:
         size += sum(_bytes(tensor) for tensor in read)
         width = {a.name: a.i for a in node.attribute}
         matrix = max(read, key=_bytes)
-        parameters += width["K"] * width["N"] if node.op_type == "MatMulNBits" else int(np.prod(matrix.dims))
+        parameters += width["K"] * width["N"] if node.op_type in SIZED else int(np.prod(matrix.dims))
     return size, parameters
 
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "matmul_int4.h"
+#include "matmul_int8.h"
 #include "tree_attention.h"
 
 namespace gorgon {
@@ -79,6 +80,16 @@ GORGON_EXPORT int gorgon_matmul_int4(const float* x, std::size_t tokens, const s
     const Parallel pool = own.pool();
     const Int4Weights weights = pack_int4(packed, scale, inputs, outputs, block, pool);
     multiply_int4(weights, path(), x, tokens, y, pool);
+  });
+}
+
+// x [tokens, inputs] times int8 weights [inputs, outputs] with a scale per output -> y [tokens, outputs].
+GORGON_EXPORT int gorgon_matmul_int8(const float* x, std::size_t tokens, const std::int8_t* weights, const float* scale,
+                                     std::size_t inputs, std::size_t outputs, float* y, int threads) {
+  return guarded([&] {
+    const Threads own(threads);
+    const Parallel pool = own.pool();
+    multiply_int8(pack_int8(weights, scale, inputs, outputs, pool), path(), x, tokens, y, pool);
   });
 }
 

@@ -1,10 +1,9 @@
-// AMX: a tile of 16 outputs is unpacked once for up to 32 tokens. Compiled here, and chosen where the processor has it.
-#include <immintrin.h>
-
+// AMX: half a tile, 16 outputs, is unpacked once for up to 32 tokens. Compiled here, and chosen where the processor has it.
 #include <algorithm>
 
 #include "int4_path.h"
 #include "quantize_block.h"
+#include "zmm.h"
 
 namespace gorgon {
 namespace {
@@ -36,17 +35,12 @@ void configure(std::size_t first, std::size_t second, std::size_t depth) {
 // A unit's 8 rows of 64 bytes: inputs 0 .. 15 from the low nibbles, 16 .. 31 from the high ones.
 inline void unpack(const std::uint8_t* rows, std::uint8_t* out) {
   const __m512i mask = _mm512_set1_epi8(15);
-  for (int r = 0; r < 4; r++) {
-    const __m512i both = _mm512_load_si512(rows + r * 64);
-    _mm_prefetch(reinterpret_cast<const char*>(rows + r * 64 + kAhead), _MM_HINT_T0);
+  for (int r = 0; r < 4; r++, rows += 4 * kTile) {
+    const __m512i both = _mm512_load_si512(rows);
+    _mm_prefetch(reinterpret_cast<const char*>(rows + kAhead), _MM_HINT_T0);
     _mm512_store_si512(out + r * 64, _mm512_and_si512(both, mask));
     _mm512_store_si512(out + (r + 4) * 64, _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
   }
-}
-
-inline __m512 scales_of(const Int4Weights& w, std::size_t at) {
-  if (!w.half) return _mm512_loadu_ps(w.scales.as<float>() + at);
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.scales.as<std::uint16_t>() + at)));
 }
 
 inline void add_block(const Activations& a, std::size_t b, __m512 scale, const std::int32_t* sums, __m512* total) {
@@ -58,36 +52,35 @@ inline void add_block(const Activations& a, std::size_t b, __m512 scale, const s
   }
 }
 
-inline void store(const Int4Weights& w, std::size_t tile, const Activations& a, const __m512* total) {
-  const std::size_t left = w.outputs - tile * kTile;
-  const __mmask16 there = left < kTile ? static_cast<__mmask16>((1u << left) - 1) : 0xffff;
+inline void store(const Int4Weights& w, std::size_t first, const Activations& a, const __m512* total) {
+  const __mmask16 there = first_lanes(w.outputs, first);
   for (std::size_t t = 0; t < a.tokens; t++)
-    _mm512_mask_storeu_ps(a.out + t * w.outputs + tile * kTile, there, total[t]);
+    _mm512_mask_storeu_ps(a.out + t * w.outputs + first, there, total[t]);
 }
 
-// A tile's outputs for one group, or for two.
-void tile_of(const Int4Weights& w, std::size_t tile, std::size_t depth, const Activations& a, const Activations* more) {
+// Half a tile's outputs for one group, or for two.
+void half_tile(const Int4Weights& w, std::size_t tile, std::size_t half, std::size_t depth, const Activations& a,
+               const Activations* more) {
   alignas(64) std::uint8_t weights[1024];
   alignas(64) std::int32_t sums[2][256];
   __m512 total[2][16];
   for (auto& group : total)
     for (__m512& sum : group) sum = _mm512_setzero_ps();
-  const std::uint8_t* rows = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes();
-  const std::size_t width = w.blocks * w.block;
+  const std::uint8_t* rows = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes() + half * 64;
   for (std::size_t b = 0; b < w.blocks; b++) {
     _tile_zero(0);
     _tile_zero(1);
     for (std::size_t k = b * w.block; k < (b + 1) * w.block; k += depth) {
-      for (std::size_t u = 0; u < depth / kUnit; u++, rows += 256) unpack(rows, weights + u * 512);
+      for (std::size_t u = 0; u < depth / kUnit; u++, rows += kUnitBytes) unpack(rows, weights + u * 512);
       _tile_loadd(2, weights, 64);
-      _tile_loadd(3, a.values + k, width);
+      _tile_loadd(3, a.values + k, w.width);
       _tile_dpbsud(0, 3, 2);
       if (more != nullptr) {
-        _tile_loadd(4, more->values + k, width);
+        _tile_loadd(4, more->values + k, w.width);
         _tile_dpbsud(1, 4, 2);
       }
     }
-    const __m512 scale = scales_of(w, (tile * w.blocks + b) * kTile);
+    const __m512 scale = scales_of(w, (tile * w.blocks + b) * kTile + half * kHalf);
     _tile_stored(0, sums[0], 64);
     add_block(a, b, scale, sums[0], total[0]);
     if (more != nullptr) {
@@ -95,8 +88,9 @@ void tile_of(const Int4Weights& w, std::size_t tile, std::size_t depth, const Ac
       add_block(*more, b, scale, sums[1], total[1]);
     }
   }
-  store(w, tile, a, total[0]);
-  if (more != nullptr) store(w, tile, *more, total[1]);
+  const std::size_t first = tile * kTile + half * kHalf;
+  store(w, first, a, total[0]);
+  if (more != nullptr) store(w, first, *more, total[1]);
 }
 
 void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const Activations* groups, std::size_t count) {
@@ -104,7 +98,8 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
   for (std::size_t g = 0; g < count; g += 2) {
     const Activations* more = g + 1 < count ? &groups[g + 1] : nullptr;
     configure(groups[g].tokens, more ? more->tokens : 0, depth);
-    for (std::size_t tile = first; tile < last; tile++) tile_of(w, tile, depth, groups[g], more);
+    for (std::size_t tile = first; tile < last; tile++)
+      for (std::size_t half = 0; half < 2; half++) half_tile(w, tile, half, depth, groups[g], more);
   }
   _tile_release();
 }
@@ -112,11 +107,10 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
 // Values of a token side by side: [tokens][inputs], not interleaved.
 void quantize(const Int4Weights& w, const float* x, std::size_t tokens, std::int8_t* values, float* scales,
               std::int32_t* offsets) {
-  const std::size_t width = w.blocks * w.block;
   for (std::size_t t = 0; t < tokens; t++)
     for (std::size_t b = 0; b < w.blocks; b++) {
       const std::size_t start = b * w.block, left = w.inputs - start;
-      quantize_block(x + t * w.inputs + start, std::min(left, w.block), w.block, values + t * width + start, 4,
+      quantize_block(x + t * w.inputs + start, std::min(left, w.block), w.block, values + t * w.width + start, 4,
                      scales[b * tokens + t], offsets[b * tokens + t]);
     }
 }

@@ -20,12 +20,12 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
         for (std::size_t b = 0; b < w.blocks; b++) {
           std::int32_t sum[kTile];
           for (std::int32_t& s : sum) s = a.offsets[b * a.tokens + t];
-          for (std::size_t u = 0; u < units; u++, rows += 256, values += 8 * 4 * a.tokens)
+          for (std::size_t u = 0; u < units; u++, rows += kUnitBytes, values += 8 * 4 * a.tokens)
             for (std::size_t r = 0; r < 4; r++)
-              for (std::size_t i = 0; i < 64; i++) {
+              for (std::size_t i = 0; i < 4 * kTile; i++) {
                 const std::int32_t low = values[r * 4 * a.tokens + i % 4];
                 const std::int32_t high = values[(r + 4) * 4 * a.tokens + i % 4];
-                sum[i / 4] += (rows[r * 64 + i] & 15) * low + (rows[r * 64 + i] >> 4) * high;
+                sum[i / 4] += (rows[r * 4 * kTile + i] & 15) * low + (rows[r * 4 * kTile + i] >> 4) * high;
               }
           for (std::size_t n = 0; n < kTile; n++) {
             const std::size_t at = (tile * w.blocks + b) * kTile + n;

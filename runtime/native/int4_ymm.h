@@ -41,10 +41,10 @@ inline __m256 scales_of(const Int4Weights& w, std::size_t at) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.scales.as<std::uint16_t>() + at)));
 }
 
-// Half a tile, 8 outputs, for tokens first .. first + T - 1 of a group.
+// A quarter of a tile, 8 outputs, for tokens first .. first + T - 1 of a group.
 template <int T>
-void half_tile(const Int4Weights& w, std::size_t tile, int half, const Activations& a, std::size_t first) {
-  const std::uint8_t* rows = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes() + half * 32;
+void quarter_tile(const Int4Weights& w, std::size_t tile, int quarter, const Activations& a, std::size_t first) {
+  const std::uint8_t* rows = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes() + quarter * 32;
   const std::size_t stride = 4 * a.tokens, units = w.block / kUnit;
   const std::int8_t* values = a.values + 4 * first;
   const __m256i mask = _mm256_set1_epi8(15);
@@ -53,22 +53,22 @@ void half_tile(const Int4Weights& w, std::size_t tile, int half, const Activatio
   for (std::size_t b = 0; b < w.blocks; b++) {
     __m256i sum[T];
     for (int t = 0; t < T; t++) sum[t] = _mm256_set1_epi32(a.offsets[b * a.tokens + first + t]);
-    for (std::size_t u = 0; u < units; u++, rows += 256, values += 8 * stride)
+    for (std::size_t u = 0; u < units; u++, rows += kUnitBytes, values += 8 * stride)
       for (int t = 0; t < T; t++) {
         UnitSum unit(sum[t]);
         for (int r = 0; r < 4; r++) {
-          const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(rows + r * 64));
+          const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(rows + r * 4 * kTile));
           unit.add(_mm256_and_si256(both, mask), four(values + r * stride + 4 * t));
           unit.add(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), four(values + (r + 4) * stride + 4 * t));
         }
         sum[t] = unit.total();
       }
-    const __m256 scale = scales_of(w, (tile * w.blocks + b) * kTile + half * 8);
+    const __m256 scale = scales_of(w, (tile * w.blocks + b) * kTile + quarter * 8);
     for (int t = 0; t < T; t++)
       total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]),
                                  _mm256_mul_ps(scale, _mm256_set1_ps(a.scales[b * a.tokens + first + t])), total[t]);
   }
-  const std::size_t output = tile * kTile + half * 8;
+  const std::size_t output = tile * kTile + quarter * 8;
   if (output >= w.outputs) return;
   const std::size_t there = std::min<std::size_t>(8, w.outputs - output);
   for (int t = 0; t < T; t++) {
@@ -79,13 +79,13 @@ void half_tile(const Int4Weights& w, std::size_t tile, int half, const Activatio
 }
 
 void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const Activations* groups, std::size_t count) {
-  using HalfTile = void (*)(const Int4Weights&, std::size_t, int, const Activations&, std::size_t);
-  constexpr HalfTile kHalfTile[] = {half_tile<1>, half_tile<2>, half_tile<3>, half_tile<4>};
+  using QuarterTile = void (*)(const Int4Weights&, std::size_t, int, const Activations&, std::size_t);
+  constexpr QuarterTile kQuarterTile[] = {quarter_tile<1>, quarter_tile<2>, quarter_tile<3>, quarter_tile<4>};
   for (std::size_t tile = first; tile < last; tile++)
     for (std::size_t g = 0; g < count; g++)
       for (std::size_t t = 0; t < groups[g].tokens; t += 4)
-        for (int half = 0; half < 2; half++)
-          kHalfTile[std::min<std::size_t>(4, groups[g].tokens - t) - 1](w, tile, half, groups[g], t);
+        for (int quarter = 0; quarter < 4; quarter++)
+          kQuarterTile[std::min<std::size_t>(4, groups[g].tokens - t) - 1](w, tile, quarter, groups[g], t);
 }
 
 }  // namespace

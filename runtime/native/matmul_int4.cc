@@ -1,11 +1,8 @@
 #include "matmul_int4.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "half.h"
 #include "int4_path.h"
@@ -36,11 +33,11 @@ std::uint8_t nibble(const std::uint8_t* packed, std::size_t outputs, std::size_t
 }
 
 void pack_tile(const Int4Weights& w, const std::uint8_t* packed, const float* scale, std::size_t tile) {
-  const std::size_t row_bytes = w.blocks * w.block / 2;
+  const std::size_t row_bytes = w.width / 2;
   std::uint8_t* out = w.nibbles.as<std::uint8_t>() + tile * w.tile_bytes();
-  for (std::size_t unit = 0; unit < w.blocks * w.block / kUnit; unit++)
+  for (std::size_t unit = 0; unit < w.width / kUnit; unit++)
     for (std::size_t r = 0; r < 4; r++)
-      for (std::size_t i = 0; i < 64; i++) {
+      for (std::size_t i = 0; i < 4 * kTile; i++) {
         const std::size_t output = tile * kTile + i / 4, input = unit * kUnit + 4 * r + i % 4;
         const std::uint8_t low = nibble(packed, w.outputs, row_bytes, output, input);
         const std::uint8_t high = nibble(packed, w.outputs, row_bytes, output, input + 16);
@@ -57,14 +54,6 @@ void pack_tile(const Int4Weights& w, const std::uint8_t* packed, const float* sc
     }
 }
 
-// Room for a call's quantized activations; grows to the largest call of its thread, and stays.
-std::byte* scratch(std::size_t bytes) {
-  thread_local std::vector<std::byte> memory;
-  if (memory.size() < bytes + 64) memory.resize(bytes + 64);
-  std::byte* start = memory.data();
-  return start + (64 - reinterpret_cast<std::uintptr_t>(start) % 64) % 64;
-}
-
 }  // namespace
 
 Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_t inputs, std::size_t outputs,
@@ -73,7 +62,7 @@ Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_
     throw std::invalid_argument("blocks of " + std::to_string(block) + " inputs: they have to be 32, 64, 128 or 256");
   Int4Weights w;
   w.inputs = inputs, w.outputs = outputs, w.block = block;
-  w.blocks = (inputs + block - 1) / block, w.tiles = (outputs + kTile - 1) / kTile;
+  w.blocks = (inputs + block - 1) / block, w.width = w.blocks * block, w.tiles = (outputs + kTile - 1) / kTile;
   const float* end = scale + outputs * w.blocks;
   std::uint16_t ignored;
   w.half = std::all_of(scale, end, [&ignored](float value) { return to_half(value, ignored); });
@@ -83,41 +72,9 @@ Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_
   return w;
 }
 
-void multiply_int4(const Int4Weights& w, Path path, const float* x, std::size_t tokens, float* y,
+void multiply_int4(const Int4Weights& weights, Path path, const float* x, std::size_t tokens, float* y,
                    const Parallel& pool) {
-  if (tokens == 0 || w.outputs == 0) return;
-  const Int4Path& use = functions(path);
-  const std::size_t inputs = w.blocks * w.block, count = (tokens + use.group - 1) / use.group;
-  // [tokens][inputs] bytes, then scales and offsets of each block, then the groups
-  std::byte* room = scratch(tokens * (inputs + w.blocks * 8) + count * (64 + sizeof(Activations)));
-  const auto values = reinterpret_cast<std::int8_t*>(room);
-  const auto scales = reinterpret_cast<float*>(values + tokens * inputs);
-  const auto offsets = reinterpret_cast<std::int32_t*>(scales + tokens * w.blocks);
-  const auto groups = reinterpret_cast<Activations*>(reinterpret_cast<std::uintptr_t>(offsets + tokens * w.blocks + 15) &
-                                                     ~std::uintptr_t{63});
-  const auto prepare = [&](std::size_t g) {
-    const std::size_t first = g * use.group, size = std::min(use.group, tokens - first);
-    std::int8_t* at = values + first * inputs;
-    float* scale = scales + first * w.blocks;
-    std::int32_t* offset = offsets + first * w.blocks;
-    use.quantize(w, x + first * w.inputs, size, at, scale, offset);
-    groups[g] = {at, scale, offset, size, y + first * w.outputs};
-  };
-  if (count == 1)
-    prepare(0);
-  else
-    parallel(pool, count, prepare);
-
-  constexpr std::size_t kChunkBytes = 48 << 10;  // small enough that nobody waits long for the last one
-  const std::size_t step = std::max<std::size_t>(1, kChunkBytes / std::max<std::size_t>(1, w.tile_bytes()));
-  const std::size_t chunks = (w.tiles + step - 1) / step;
-  const auto run = [&](std::size_t chunk) {
-    use.multiply(w, chunk * step, std::min(w.tiles, (chunk + 1) * step), groups, count);
-  };
-  if (chunks == 1)
-    run(0);
-  else
-    parallel(pool, chunks, run);
+  run_product(weights, functions(path), x, tokens, y, pool);
 }
 
 }  // namespace gorgon

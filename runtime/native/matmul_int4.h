@@ -10,30 +10,22 @@
 #include "cpu.h"
 #include "pages.h"
 #include "parallel.h"
+#include "product.h"
 
 namespace gorgon {
 
-constexpr std::size_t kTile = 16;  // outputs that are computed together
 constexpr std::size_t kUnit = 32;  // inputs that are packed together; blocks are whole units
+constexpr std::size_t kUnitBytes = kUnit * kTile / 2;
 
-// Weights as the kernels read them. A row of 64 bytes holds 16 outputs by 4 inputs: inputs 4 r .. 4 r + 3 of a unit in
+// Weights as the kernels read them. A row of 128 bytes holds 32 outputs by 4 inputs: inputs 4 r .. 4 r + 3 of a unit in
 // the low nibbles of its row r, 16 + 4 r .. in the high ones. A nibble q stands for (q - 8) * scale.
 struct Int4Weights {
-  std::size_t inputs = 0, outputs = 0, block = 0, blocks = 0, tiles = 0;
+  std::size_t inputs = 0, outputs = 0, block = 0, blocks = 0, width = 0, tiles = 0;  // width: blocks * block
   bool half = false;  // scales kept in float16, as all of them are such numbers
-  Pages nibbles;      // [tiles][blocks * block / 32][4][64]
-  Pages scales;       // [tiles][blocks][16]
+  Pages nibbles;      // [tiles][width / 32][4][128]
+  Pages scales;       // [tiles][blocks][32]
 
-  std::size_t tile_bytes() const { return blocks * block / kUnit * 256; }
-};
-
-// A group's activations as the kernels read them.
-struct Activations {
-  const std::int8_t* values;    // [blocks * block / 4][tokens][4], or as the path that made them has it
-  const float* scales;          // [blocks][tokens]
-  const std::int32_t* offsets;  // [blocks][tokens]: -8 times the sum of the block's values
-  std::size_t tokens;           // of the group
-  float* out;                   // [tokens][outputs]
+  std::size_t tile_bytes() const { return width / kUnit * kUnitBytes; }
 };
 
 // Packs MatMulNBits' own layout: packed uint8 [outputs, blocks, block / 2], low nibble first, scale [outputs, blocks].

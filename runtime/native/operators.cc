@@ -4,12 +4,35 @@
 #include "custom_op.h"
 #include "entry.h"
 #include "matmul_int4.h"
+#include "matmul_int8.h"
 #include "tree_attention_operator.h"
 
 namespace gorgon {
 namespace {
 
-// x float [..., inputs], MatMulNBits' packed uint8 and scale float initializers -> y float [..., outputs].
+void expect(const char* name, const Tensor& tensor, std::int64_t want) {
+  std::int64_t have = 1;
+  for (std::int64_t size : tensor.shape) have *= size;
+  if (have != want)
+    throw std::invalid_argument(std::string(name) + " is " + shape_text(tensor.shape) + ", K, N and block_size make it " +
+                                std::to_string(want) + " elements");
+}
+
+// y = x W^T over all but x's last dimension, by multiply(x, tokens, y, pool).
+template <typename Multiply>
+void over_tokens(const Context& context, std::size_t inputs, std::size_t outputs, Multiply multiply) {
+  const Tensor x = context.input(0);
+  std::vector<std::int64_t> shape = x.shape;
+  if (shape.empty() || shape.back() != static_cast<std::int64_t>(inputs))
+    throw std::invalid_argument("x is " + shape_text(shape) + ", its last dimension has to be " + std::to_string(inputs));
+  std::size_t tokens = 1;
+  for (std::size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
+  shape.back() = outputs;
+  const Tensor y = context.output(0, shape);
+  multiply(x.as<float>(), tokens, static_cast<float*>(y.data), context.pool());
+}
+
+// x float [..., K], MatMulNBits' packed uint8 and scale float initializers -> y float [..., N].
 // Attributes as MatMulNBits': K inputs, N outputs, block_size.
 class MatMulInt4 {
  public:
@@ -20,7 +43,7 @@ class MatMulInt4 {
 
   explicit MatMulInt4(const Info& info) : path_(path()) {
     const std::int64_t inputs = info.integer("K"), outputs = info.integer("N"), block = info.integer("block_size");
-    if (inputs < 1 || outputs < 1 || block < 32 || block % 32) throw std::invalid_argument("K, N or block_size is wrong");
+    if (inputs < 1 || outputs < 1 || block < 1) throw std::invalid_argument("K, N and block_size have to be at least 1");
     const std::int64_t blocks = (inputs + block - 1) / block;
     const Tensor packed = info.constant(1), scale = info.constant(2);
     expect("packed", packed, outputs * blocks * block / 2);
@@ -31,44 +54,61 @@ class MatMulInt4 {
   }
 
   void compute(const Context& context) const {
-    const Tensor x = context.input(0);
-    std::vector<std::int64_t> shape = x.shape;
-    if (shape.empty() || shape.back() != static_cast<std::int64_t>(weights_.inputs))
-      throw std::invalid_argument("x is " + shape_text(shape) + ", K is " + std::to_string(weights_.inputs));
-    std::size_t tokens = 1;
-    for (std::size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
-    shape.back() = weights_.outputs;
-    const Tensor y = context.output(0, shape);
-    multiply_int4(weights_, path_, x.as<float>(), tokens, static_cast<float*>(y.data), context.pool());
+    over_tokens(context, weights_.inputs, weights_.outputs,
+                [this](const float* x, std::size_t tokens, float* y, const Parallel& pool) {
+                  multiply_int4(weights_, path_, x, tokens, y, pool);
+                });
   }
 
  private:
-  static void expect(const char* name, const Tensor& tensor, std::int64_t want) {
-    std::int64_t have = 1;
-    for (std::int64_t size : tensor.shape) have *= size;
-    if (have != want)
-      throw std::invalid_argument(std::string(name) + " is " + shape_text(tensor.shape) + ", K, N and block_size make it " +
-                                  std::to_string(want) + " elements");
-  }
-
   Path path_;
   Int4Weights weights_;
 };
 
-// The domain and its operators live as long as the process: sessions refer to them.
+// x float [..., inputs], int8 [inputs, outputs] and scale float [outputs] initializers -> y float [..., outputs].
+class MatMulInt8 {
+ public:
+  static constexpr const char* kName = "MatMulInt8";
+  static constexpr ort::Element kInputs[] = {ort::kFloat, ort::kInt8, ort::kFloat};
+  static constexpr ort::Element kOutputs[] = {ort::kFloat};
+  static constexpr std::size_t kOptionalInputs = 0;
+
+  explicit MatMulInt8(const Info& info) : path_(path()) {
+    const Tensor weights = info.constant(1), scale = info.constant(2);
+    if (weights.shape.size() != 2 || scale.shape.size() != 1 || scale.shape[0] != weights.shape[1])
+      throw std::invalid_argument("weights are " + shape_text(weights.shape) + ", scales " + shape_text(scale.shape) +
+                                  ": they have to be [inputs, outputs] and [outputs]");
+    const std::size_t inputs = weights.shape[0], outputs = weights.shape[1];
+    weights_ = pack_int8(weights.as<std::int8_t>(), scale.as<float>(), inputs, outputs, alone());
+    forget_mapped(weights.data, inputs * outputs);
+  }
+
+  void compute(const Context& context) const {
+    over_tokens(context, weights_.inputs, weights_.outputs,
+                [this](const float* x, std::size_t tokens, float* y, const Parallel& pool) {
+                  multiply_int8(weights_, path_, x, tokens, y, pool);
+                });
+  }
+
+ private:
+  Path path_;
+  Int8Weights weights_;
+};
+
+// A domain for these options, which lives as long as the process: sessions refer to it. It holds the operators that are
+// faster than stock ones on the path in force; where one is missing, the function of its name runs.
 ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options) {
   static const Operator<MatMulInt4> matmul_int4;
+  static const Operator<MatMulInt8> matmul_int8;
   static const Operator<TreeAttentionOperator> tree_attention;
   static const Operator<TreePlanOperator> tree_plan;
-  static const ort::CustomOp* const kOperators[] = {&matmul_int4, &tree_attention, &tree_plan};
-  static ort::CustomOpDomain* domain = nullptr;
-  if (domain == nullptr) {
-    ort::CustomOpDomain* made = nullptr;
-    if (ort::Status* status = ort::CreateCustomOpDomain::call(api, "gorgon", &made)) return status;
-    for (const ort::CustomOp* op : kOperators)
-      if (ort::Status* status = ort::CustomOpDomainAdd::call(api, made, op)) return status;
-    domain = made;
-  }
+  ort::CustomOpDomain* domain = nullptr;
+  if (ort::Status* status = ort::CreateCustomOpDomain::call(api, "gorgon", &domain)) return status;
+  const ort::CustomOp* const operators[] = {&matmul_int4, has_int8(path()) ? &matmul_int8 : nullptr, &tree_attention,
+                                            &tree_plan};
+  for (const ort::CustomOp* op : operators)
+    if (op != nullptr)
+      if (ort::Status* status = ort::CustomOpDomainAdd::call(api, domain, op)) return status;
   return ort::AddCustomOpDomain::call(api, options, domain);
 }
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t kPage = 4096, kHugePage = std::size_t{2} << 20;
 
-// Whether all of [first, end) lies in private mappings of files that were never written to.
+// Whether all of [first, end) lies in one mapping of a file.
 bool is_mapped_file(std::uintptr_t first, std::uintptr_t end) {
   std::FILE* maps = std::fopen("/proc/self/maps", "r");
   if (maps == nullptr) return false;
@@ -25,7 +25,7 @@ bool is_mapped_file(std::uintptr_t first, std::uintptr_t end) {
     unsigned long long offset, inode;
     if (std::sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s %llx %*s %llu", &low, &high, mode, &offset, &inode) != 5)
       continue;
-    if (low <= first && end <= high) inside = inode != 0 && mode[1] == '-';
+    if (low <= first && end <= high) inside = inode != 0;
   }
   std::fclose(maps);
   return inside;

@@ -17,6 +17,7 @@ namespace {
 constexpr float kLowest = -3.402823466e38f;  // before any key: finite, so that no difference is NaN
 constexpr float kHidden = -HUGE_VALF;        // score of a key that must not be seen: weight exactly 0
 constexpr int kTile = Wide::kKeys;           // keys whose scores are made at once
+constexpr int64_t kAhead = 3 * kTile;          // keys from those in use to those that are fetched
 constexpr int64_t kNear = 16384;             // bytes of values that are added to all queries: half a first-level cache
 
 template <int N>
@@ -156,7 +157,7 @@ void score(const float* query, const float* key, const float* value, int64_t wid
   const auto tile = [&](auto keys) {
     constexpr int n = decltype(keys)::value;
     score_tile<V, Vectors, n>(
-        query, key + j * width, width, scores + j * stride, stride, key + (j + kTile) * width, value + j * width);
+        query, key + j * width, width, scores + j * stride, stride, key + (j + kAhead) * width, value + j * width);
     j += n;
   };
   while (j + kTile <= slots) tile(Number<kTile>());

@@ -93,7 +93,8 @@ def test_quantized_answers_fork_only_where_plain_is_undecided(
                     forks.append(float(first - second))
     with capsys.disabled():
         print(
-            f"\n{precision}, {operators}: noise {noise:.2e}, {len(forks)} of {answers} answers fork, at margins {sorted(forks)[-5:]}"
+            f"\n{precision}, {operators}: noise {noise:.2e}, {len(forks)} of {answers} answers fork,"
+            f" at margins {sorted(forks)[-5:]}"
         )
     assert all(margin <= 2 * noise for margin in forks)
     assert len(forks) <= (0.01 * answers if operators == "stock" else 0)

@@ -85,7 +85,8 @@ def test_the_same_seed_gives_the_same_text(
             assert distance(logits, params, at, token) <= reach, f"answer {i} forks at token {at}"
     with capsys.disabled():
         print(
-            f"\n{precision}, {operators}, {kind} temperatures: {len(forks)} of {count * len(texts)} sampled answers fork"
+            f"\n{precision}, {operators}, {kind} temperatures:"
+            f" {len(forks)} of {count * len(texts)} sampled answers fork"
         )
     assert len(forks) <= (0.01 * count * len(texts) if operators == "stock" else 0)
 
