@@ -3,7 +3,7 @@
 Every shape follows from (rows, nodes): no operator depends on a value of the step, none needs the host. Keys and values
 go through one TensorScatter each into a cache that is bound in place, as TensorRT reads it too. What a node may see is
 one bias for all layers; `nonpad_kv_seqlen` says the same about the end of each row once more, so that CUDA's kernel
-stops reading there. How prefill and commit work on each provider: docs/decisions/0010-the-padded-form.md.
+stops reading there. How prefill and commit work on each provider: docs/decisions/0013-the-padded-form.md.
 
 Inputs   tokens, depth int64 [rows, nodes]    depth: of each node below its row's committed tokens
          length, count int64 [rows]           committed tokens of each row, and its nodes in this step, at least 1

@@ -3,7 +3,7 @@
 A run writes its inputs with one copy, and its best tokens with their logits come back in one. Keys, values, bias,
 hidden states and logits stay; of logits, nodes that tokens are drawn at send the largest, or whole rows on demand.
 What was accepted is moved, and hidden states are kept, just before the next thing that needs it. On the CPU provider
-the device is this process's memory, and all of it the same. Why so: docs/decisions/0010-the-padded-form.md.
+the device is this process's memory, and all of it the same. Why so: docs/decisions/0013-the-padded-form.md.
 """
 
 from collections.abc import Callable
