@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 BACKLOG = 2048
-UNREAD_BYTES = (
-    256 << 10
-)  # that the system keeps for a client, of what it does not read; by itself it would keep megabytes
+UNREAD_BYTES = 256 << 10  # that the system keeps for a client that does not read; by itself it would keep megabytes
 GRACE_SECONDS = 2.0  # for the last bytes of answers that have ended, once the server stops
 
 logger = logging.getLogger(__name__)

@@ -84,10 +84,6 @@ class Process:
         """Bytes that are resident and its own."""
         return int(psutil.Process(self._process.pid).memory_info().rss)
 
-    @property
-    def connections(self) -> int:
-        return len(psutil.Process(self._process.pid).net_connections("tcp")) - 1  # the listener
-
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not condition():

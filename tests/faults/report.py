@@ -34,9 +34,10 @@ def _row(name: str, tally: Tally) -> str:
 
 def _said(tally: Tally) -> str:
     """The rest of a tally in words."""
-    ends = [f"{number:,} {kind}" for kind, number in sorted(tally.faults.items())]
+    ends = [f"{number:,} × {kind}" for kind, number in sorted(tally.faults.items())]
     ends += [f"{tally.stated:,} ended with an error that says why"] if tally.stated else []
-    return "; ".join([", ".join(ends), *tally.notes]) + "." if ends or tally.notes else ""
+    parts = ([", ".join(ends)] if ends else []) + tally.notes
+    return "; ".join(parts) + "." if parts else ""
 
 
 def _replace(file: Path, text: str) -> None:

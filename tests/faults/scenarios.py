@@ -170,7 +170,7 @@ def _excuse(tally: Tally, ends: list[str]) -> None:
 
 
 def _settled(server: Process, tally: Tally) -> Tally:
-    """Once nobody asks: no row in use, no connection left, and the engine, when the server stops, in order."""
+    """Once nobody asks: no row in use, and the engine, when the server stops, in order."""
     tally.leaked += server.settle()
     server.signal(signal.SIGTERM)
     assert server.ended() == 0, f"the engine is not in order: {server.lines[-5:]}"
