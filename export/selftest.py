@@ -1,4 +1,5 @@
-"""Runs a new artifact against the numpy reference: two rows, prompts in chunks, a tree on each, and the heads.
+"""Runs a new artifact against the numpy reference: two rows, prompts in chunks, a tree on each, and the heads; with
+stock operators, and with native ones where they are built.
 
 The reference rounds as the artifact's precision does. What is compared is the largest difference of a logit, as a share
 of the largest logit; LIMITS were set from measurements: docs/decisions/0004-self-test.md.
@@ -17,6 +18,7 @@ from export.reference import Reference, chain_and_tree, log_softmax
 from runtime.batch import Packer
 from runtime.errors import SelfTestError
 from runtime.manifest import Manifest
+from runtime.native.library import find
 from runtime.ragged import RaggedSession
 from runtime.session import Draft, Session
 from runtime.tree import Tree
@@ -41,21 +43,28 @@ class Report:
 
 
 def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None) -> Report:
-    """Raises SelfTestError if the artifact in `directory` does not compute what its checkpoint and heads do."""
+    """Raises SelfTestError if the artifact in `directory` does not compute what its checkpoint and heads do.
+
+    It runs with stock operators, and with native ones where they are built: either may serve it.
+    """
     manifest = Manifest.read(directory)
     prompts, trees = _work(manifest)
-    session = RaggedSession(directory, manifest, rows=len(PROMPTS))
-    try:
-        logits, draft = _artifact(session, prompts, trees)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise SelfTestError(f"{directory.name} does not run: {error}") from error
+    found = []
+    for operators in ("stock", "native") if find() else ("stock",):
+        try:
+            session = RaggedSession(directory, manifest, rows=len(PROMPTS), operators=operators)
+            found.append(_artifact(session, prompts, trees))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise SelfTestError(f"{directory.name} does not run: {error} (with {operators} operators)") from error
     reference = Reference(checkpoint.config, checkpoint.tensor, ARITHMETIC[manifest.precision])
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
     states = [hidden[len(prompt) :] for hidden, prompt in zip(reference.hidden_states(spans), prompts, strict=True)]
-    decoder = _share(logits, reference.logits(np.concatenate(states)))
+    want = reference.logits(np.concatenate(states))
+    decoder = max(_share(logits, want) for logits, _ in found)
     of_heads = None
-    if heads is not None and draft is not None:
-        of_heads = _draft_error(draft, reference.head_logits(heads, np.stack([hidden[0] for hidden in states])))
+    if heads is not None:
+        want = reference.head_logits(heads, np.stack([hidden[0] for hidden in states]))
+        of_heads = max(_draft_error(draft, want) for _, draft in found if draft is not None)
     report = Report(decoder, of_heads, LIMITS[manifest.precision])
     if not (decoder <= report.limit and (of_heads is None or of_heads <= report.limit)):
         raise SelfTestError(f"{directory.name}: {report}; the artifact was not kept")
