@@ -1,10 +1,7 @@
 """The decoder's graph, ragged form: packed tokens through the linear layers, attention row by row.
 
-Attention is, in each layer, a Scan over the rows whose body is one GroupQueryAttention: the operator itself refuses
-a batch of several rows with several new tokens and a past. The cache is [rows, 1, kv_heads, capacity, head_dim], so
-that Scan's slices need no Squeeze; with one buffer bound as the Scan's input and output nothing is copied and the
-cost follows the real lengths. The body cuts its row's nodes out of the packed projection and pads only its result.
-Why one Scan serves decode and prefill rows alike: docs/decisions/0001-one-scan-a-layer.md.
+Attention is a function of our own in each layer, with one body for the native library and one of stock operators:
+export/attention.py. The cache is written in place: one buffer is bound as its input and as its output.
 
 Inputs   tokens int64 [tokens]        packed: row 0's nodes, then row 1's, ...
          depth int64 [tokens]         of each node below its row's committed tokens
@@ -16,23 +13,20 @@ Inputs   tokens int64 [tokens]        packed: row 0's nodes, then row 1's, ...
 Outputs  logits float [wanted, vocab], argmax int64 [wanted], hidden float [wanted, hidden] after the final norm,
          new_key_i, new_value_i       the same memory as key_i, value_i
 
-Beyond a row's count, one more place of its cache may be written. A row of length 0 must bring a chain: with an empty
-past the operator counts positions itself.
+A row brings at least one node; what the attention's stock body asks for beyond that is said there.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper
 
+from export.attention import PLAN, STEP, tree_attention, tree_plan
 from export.config import ModelConfig, inverse_frequencies
-from export.emitter import BFLOAT16, BOOL, FLOAT, INT32, INT64, MICROSOFT, Emitter
+from export.emitter import BOOL, FLOAT, INT64, MICROSOFT, Emitter
 from export.linear import linear
 from runtime.manifest import capacity_of
 
-HIDDEN_SCORE = -1e9  # added to the score of a node that must not be seen; finite, so that no row turns to NaN
 EXACT_EMBEDDING = ("fp32", "int8-block32")  # float16 does not hold the values of a block with a float16 scale
 Tensor = Callable[[str], np.ndarray]
 Progress = Callable[[str], None]
@@ -57,12 +51,15 @@ class _Decoder:
         self.progress = progress
         self.capacity = capacity_of(config.context)
         self.cache_shape = [1, config.kv_heads, self.capacity, config.head_dim]
+        self.tree_attention = tree_attention(
+            config.heads, config.kv_heads, config.head_dim, self.capacity, rounded=precision != "fp32"
+        )
 
     def build(self) -> None:
         emit = self.emitter.node
         self._inputs()
         self._rotary()
-        self._plan()
+        self.plan = self.emitter.calls(tree_plan(), *STEP, names=PLAN)
         x = self._embed()
         layer_out: str | None = None  # what the last layer adds to x, folded into the next norm
         for i in range(self.config.layers):
@@ -102,42 +99,6 @@ class _Decoder:
         self.cos = self.emitter.weight("cos", np.cos(angle).astype(np.float32))
         self.sin = self.emitter.weight("sin", np.sin(angle).astype(np.float32))
 
-    def _plan(self) -> None:
-        """What every layer's Scan needs of the step's inputs, computed once."""
-        emit, const = self.emitter.node, self.emitter.constant
-        row_axis, column_axis = const([0]), const([1])
-        end = emit("CumSum", "count", const(0))
-        start = emit("Sub", end, "count")
-        tokens = emit("Shape", "tokens")  # [1]
-        token = emit("Range", const(0), emit("Squeeze", tokens), const(1))
-        # a token's row is the number of rows that end at or before it
-        over = emit("LessOrEqual", emit("Unsqueeze", end, row_axis), emit("Unsqueeze", token, column_axis))
-        row = emit("ReduceSum", emit("Cast", over, to=INT64), column_axis, keepdims=0)  # [tokens]
-        position = emit("Add", emit("Gather", "length", row, axis=0), "depth")
-        nodes = emit("Shape", "ancestors", start=1, end=2)
-        first = emit("Sub", emit("Mul", row, nodes), emit("Gather", start, row, axis=0))
-        self.unpad = emit("Add", first, token)  # [tokens]: each token's place in [rows * nodes]
-        # A row alone with its root attends with two nodes where there is place for two: the token after it stands in,
-        # the last one for the last row's. So a single query never takes the operator's other way to sum.
-        self.stand_in = emit("Unsqueeze", emit("Concat", token, emit("Sub", tokens, const([1])), axis=0), row_axis)
-        self.position = emit("Gather", position, self.stand_in, axis=0)  # [1, tokens + 1]
-        seen = emit("Max", "count", emit("Min", nodes, const([2])))  # [rows]
-        bias = emit("Where", "ancestors", const(0, np.float32), const(HIDDEN_SCORE, np.float32))
-        total = emit("Cast", emit("Add", "length", seen), to=INT32)
-        seen_column = emit("Unsqueeze", seen, column_axis)  # [rows, 1]
-        start_column = emit("Unsqueeze", start, column_axis)
-        past_column = emit("Unsqueeze", "length", column_axis)
-        self.row_inputs = [
-            (emit("Unsqueeze", bias, const([1, 2])), "bias", FLOAT, [1, 1, "nodes", "nodes"]),
-            (start_column, "start", INT64, [1]),
-            (emit("Add", start_column, seen_column), "end", INT64, [1]),
-            (emit("Concat", seen_column, seen_column, axis=1), "square", INT64, [2]),
-            (emit("Pad", past_column, const([0, 3, 0, 4])), "left", INT64, [8]),
-            (emit("Pad", emit("Sub", nodes, seen_column), const([0, 4, 0, 1])), "right", INT64, [6]),
-            (emit("Unsqueeze", emit("Sub", total, const(1, np.int32)), column_axis), "last", INT32, [1]),
-            (total, "total", INT32, []),
-        ]
-
     def _embed(self) -> str:
         """Gathered, never multiplied; beside quantized weights the table is kept in half the size."""
         half = self.precision not in EXACT_EMBEDDING
@@ -165,54 +126,13 @@ class _Decoder:
         return linear(self.emitter, x, f"{prefix}.{'_'.join(parts)}", weight, bias, self.precision)
 
     def _attention(self, i: int, x: str) -> str:
-        emit, config, prefix = self.emitter.node, self.config, f"model.layers.{i}.self_attn"
+        config, prefix = self.config, f"model.layers.{i}.self_attn"
         packed = self._projection(x, prefix, ("q_proj", "k_proj", "v_proj"), config.attention_bias)
-        packed = emit("Gather", packed, self.stand_in, axis=0)  # [1, tokens + 1, (heads + 2 kv_heads) * head_dim]
-        names = [f"key_{i}", f"value_{i}", *(name for name, *_ in self.row_inputs)]
-        padded = f"{self.emitter.scope}attended"
-        self.emitter.scan(names, [padded, f"new_key_{i}", f"new_value_{i}"], self._row_body(i, packed))
-        width = config.heads * config.head_dim
-        flat = emit("Reshape", padded, self.emitter.constant([-1, width]))  # [rows * nodes, width]
-        attended = self._absorb(emit("Gather", flat, self.unpad, axis=0))
+        attended, _, _ = self.emitter.calls(
+            self.tree_attention, packed, f"key_{i}", f"value_{i}", *STEP, self.cos, self.sin, *self.plan,
+            names=("", f"new_key_{i}", f"new_value_{i}"), heads=config.heads, kv_heads=config.kv_heads,
+        )  # fmt: skip
         return self._projection(attended, prefix, ("o_proj",), config.attention_bias)
-
-    def _absorb(self, attended: str) -> str:
-        """Attention rounded to bfloat16 before a product that rounds to 8 bits anyway.
-
-        A path with gaps is summed in another order, which moves attention by about 1e-7. Rounded, it is mostly the same
-        bits again, and speculation exact: docs/decisions/0005-exactness.md.
-        """
-        if self.precision == "fp32":
-            return attended
-        return self.emitter.node("Cast", self.emitter.node("Cast", attended, to=BFLOAT16), to=FLOAT)
-
-    def _row_body(self, i: int, packed: str) -> onnx.GraphProto:
-        """One row: its nodes attend to its cache and to each other as the tree says."""
-        config, const, node = self.config, self.emitter.constant, helper.make_node
-        inside = lambda name: f"row_{i}/{name}"  # noqa: E731
-        nodes = [
-            node("Slice", [packed, inside("start"), inside("end"), const([1])], [inside("qkv")]),
-            node("Slice", [self.position, inside("start"), inside("end"), const([1])], [inside("position")]),
-            node("Slice", [inside("bias"), const([0, 0]), inside("square"), const([2, 3])], [inside("tree")]),
-            # zeros on the left: every node sees the whole past
-            node("Pad", [inside("tree"), inside("left")], [inside("mask")]),
-            node(
-                "GroupQueryAttention",
-                [
-                    inside("qkv"), "", "", inside("key"), inside("value"), inside("last"), inside("total"),
-                    self.cos, self.sin, inside("position"), inside("mask"),
-                ],
-                [inside("attended"), inside("new_key"), inside("new_value")],
-                domain=MICROSOFT, num_heads=config.heads, kv_num_heads=config.kv_heads, do_rotary=1,
-            ),
-            node("Pad", [inside("attended"), inside("right")], [inside("padded")]),
-        ]  # fmt: skip
-        value = lambda name, kind, shape: helper.make_tensor_value_info(inside(name), kind, shape)  # noqa: E731
-        inputs = [value(part, FLOAT, self.cache_shape) for part in ("key", "value")]
-        inputs += [value(name, kind, shape) for _, name, kind, shape in self.row_inputs]
-        outputs = [value("padded", FLOAT, [1, "nodes", config.heads * config.head_dim])]
-        outputs += [value(part, FLOAT, self.cache_shape) for part in ("new_key", "new_value")]
-        return helper.make_graph(nodes, f"row_{i}", inputs, outputs)
 
     def _mlp(self, i: int, x: str) -> str:
         emit, prefix = self.emitter.node, f"model.layers.{i}.mlp"

@@ -72,13 +72,13 @@ class Emitter:
 
     def call(self, function: onnx.FunctionProto, *inputs: str, name: str = "", **attributes: Any) -> str:
         """An operator of our own, as `node`; `function` says it in stock operators, which run without the library."""
+        return self.calls(function, *inputs, names=(name,), **attributes)[0]
+
+    def calls(self, function: onnx.FunctionProto, *inputs: str, names: Sequence[str], **attributes: Any) -> list[str]:
+        """As `call`, with one output for each of `names`; "" makes a name."""
         known = self._functions.setdefault(function.name, function)
         assert known is function, f"two functions are called {function.name}"
-        return self.node(function.name, *inputs, name=name, domain=GORGON, **attributes)
-
-    def scan(self, inputs: Sequence[str], outputs: Sequence[str], body: onnx.GraphProto) -> None:
-        """A Scan without state variables: every input is sliced, every output stacked, along its first dimension."""
-        self._nodes.append(helper.make_node("Scan", inputs, outputs, body=body, num_scan_inputs=len(inputs)))
+        return self.nodes(function.name, *inputs, names=names, domain=GORGON, **attributes)
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """A small constant inside the graph file; equal ones are shared."""

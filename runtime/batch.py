@@ -11,8 +11,9 @@ from runtime.tree import Tree
 class Packer:
     """Packs steps for one session.
 
-    `exact` keeps a row's result bit-equal whatever shares the step with it: attention takes another kernel for a single
-    query, so `ancestors` has place for two nodes in any case. `even` rounds the step up to an even number of tokens:
+    With native operators results are bit-equal whatever these say, and a wider `ancestors` costs nothing. With stock
+    ones `exact` keeps a row's result bit-equal whatever shares the step with it: attention takes another kernel for a
+    single query, so `ancestors` has place for two nodes in any case. `even` rounds the step up to an even number of tokens:
     the one that is added comes last in the last row, no other node sees it, and it is neither verified nor committed.
     """
 

@@ -296,7 +296,7 @@ class Engine:
         self._stats.count_tree(tree, accepted, kept)
         if s.row is not None:
             self.session.commit(s.row, s.length, path, at + path[-1])
-            if s.gap is None and (out := first_gap(path)) is not None:
+            if not self.session.ordered and s.gap is None and (out := first_gap(path)) is not None:
                 s.gap = s.length + out
             s.length += len(path)
         return output, path

@@ -160,7 +160,7 @@ class EngineConfig:
     prefill_slowdown: float = 2.0  # how many times its usual step a sequence may wait beside others' prompts
     lookup: bool = True  # draft what followed the newest tokens where they stood before
     prefix_reuse: bool = True  # keep finished rows for prompts that begin alike
-    exact: bool = True  # at least two nodes of a row in attention: the same bits in any batch
+    exact: bool = True  # at least two nodes of a row in stock attention: the same bits in any batch; native has them so
     operators: str = "auto"  # of OPERATORS
     verify: bool = False  # check the files' hashes at load
 

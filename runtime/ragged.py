@@ -2,7 +2,7 @@
 
 One anonymous mapping holds keys and values of all layers: untouched pages take no memory, and a freed row's pages go
 back to the system. ONNX Runtime reads and writes this memory itself: the same buffer is bound as a cache input and as
-its output, which the Scan's body and GroupQueryAttention then leave where it is.
+its output, which TreeAttention demands, and which the Scan's body and GroupQueryAttention leave where it is.
 """
 
 import mmap
@@ -41,6 +41,7 @@ class RaggedSession:
         if operators == "native" and takes is None:
             raise ArtifactError(f"{directory / 'decoder.onnx'} is older than the native operators: export it again")
         self.provider = f"{PROVIDER}, {library}" if library and takes else PROVIDER
+        self.ordered = library is not None and "TreeAttention" in (takes or "").split(",")
         self._check(directory)
         m = manifest
         self._shape = (2 * m.layers, rows, m.kv_heads, m.capacity, m.head_dim)

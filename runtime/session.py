@@ -17,9 +17,11 @@ from runtime.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input. A row brings at least one node; a row with nothing committed brings a chain.
+    """One step's input. A row brings at least one node, ancestors before those that see them; a row with nothing
+    committed brings a chain.
 
-    Where `ancestors` has place for two nodes, a row of one attends with a stand-in beside it, which nobody sees.
+    With stock operators, where `ancestors` has place for two nodes, a row of one attends with a stand-in beside it,
+    which nobody sees.
     """
 
     tokens: np.ndarray  # int64 [tokens]
@@ -49,6 +51,7 @@ class Draft:
 class Session(Protocol):
     manifest: Manifest
     provider: str
+    ordered: bool  # attention adds keys in logical order: a path with gaps leaves what the path in place would
 
     def run(self, batch: Batch) -> Result:
         """Runs the decoder; the nodes' keys and values land after each row's committed tokens, in slot order."""

@@ -144,7 +144,7 @@ ENGINE = (
     Option("prefix_reuse", truth, "keep finished rows for prompts that begin alike, while there is room"),
     Option("queue", whole, "requests that may wait", "NUMBER"),
     Option("threads", whole, "threads of ONNX Runtime, 0: all cores", "NUMBER"),
-    Option("exact", truth, "the same bits in any batch: at least two nodes a row"),
+    Option("exact", truth, "the same bits in any batch: at least two nodes a row, with stock operators"),
     Option("operators", operators, "native: those that `python -m runtime.native` builds, stock: ONNX Runtime's own,"
            " auto: native ones where they are built", "auto|native|stock"),
     Option("verify", truth, "check the files' hashes before loading"),

@@ -70,6 +70,7 @@ def plain(prompt: Sequence[int], tokens: int, eos_rate: float, choose: Callable[
 
 class FakeSession:
     provider = "fake"
+    ordered = False
 
     def __init__(
         self, manifest: Manifest | None = None, rows: int = 8, eos_rate: float = 0.03, luck: float = 0.7, seed: int = 0

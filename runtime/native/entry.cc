@@ -9,6 +9,7 @@
 
 #include "matmul_int4.h"
 #include "matmul_int8.h"
+#include "tree_attention.h"
 
 namespace gorgon {
 namespace {
@@ -91,3 +92,13 @@ GORGON_EXPORT int gorgon_matmul_int8(const float* x, std::size_t tokens, const s
     multiply_int8(pack_int8(weights, scale, inputs, outputs, pool), path(), x, tokens, y, pool);
   });
 }
+
+GORGON_EXPORT int gorgon_tree_attention(const TreeAttention* arguments, int threads) {
+  return guarded([&] {
+    check_arguments(*arguments);
+    tree_attention(*arguments, path(), Threads(threads).pool());
+  });
+}
+
+// y = e^x of n numbers <= 0, as attention computes it; n is a multiple of 16
+GORGON_EXPORT void gorgon_exponential(const float* x, float* y, std::int64_t n) { exponential(x, y, n, path()); }

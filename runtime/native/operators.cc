@@ -5,6 +5,7 @@
 #include "entry.h"
 #include "matmul_int4.h"
 #include "matmul_int8.h"
+#include "tree_attention_operator.h"
 
 namespace gorgon {
 namespace {
@@ -99,11 +100,15 @@ class MatMulInt8 {
 ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options) {
   static const Operator<MatMulInt4> matmul_int4;
   static const Operator<MatMulInt8> matmul_int8;
+  static const Operator<TreeAttentionOperator> tree_attention;
+  static const Operator<TreePlanOperator> tree_plan;
   ort::CustomOpDomain* domain = nullptr;
   if (ort::Status* status = ort::CreateCustomOpDomain::call(api, "gorgon", &domain)) return status;
-  if (ort::Status* status = ort::CustomOpDomainAdd::call(api, domain, &matmul_int4)) return status;
-  if (has_int8(path()))
-    if (ort::Status* status = ort::CustomOpDomainAdd::call(api, domain, &matmul_int8)) return status;
+  const ort::CustomOp* const operators[] = {&matmul_int4, has_int8(path()) ? &matmul_int8 : nullptr, &tree_attention,
+                                            &tree_plan};
+  for (const ort::CustomOp* op : operators)
+    if (op != nullptr)
+      if (ort::Status* status = ort::CustomOpDomainAdd::call(api, domain, op)) return status;
   return ort::AddCustomOpDomain::call(api, options, domain);
 }
 

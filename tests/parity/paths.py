@@ -21,9 +21,10 @@ class Model:
     packer: Packer
 
     @classmethod
-    def load(cls, artifact: Path, exact: bool = True) -> "Model":
+    def load(cls, artifact: Path, exact: bool = True, operators: str = "auto") -> "Model":
         manifest = Manifest.read(artifact)
-        return cls(RaggedSession(artifact, manifest, ROWS, 2), Packer(exact, manifest.even_tokens, manifest.context))
+        session = RaggedSession(artifact, manifest, ROWS, 2, operators)
+        return cls(session, Packer(exact, manifest.even_tokens, manifest.context))
 
     def run(self, works: list[tuple[int, list[int] | Tree]]) -> list[np.ndarray]:
         """For each row the logits of its tree's nodes [nodes, vocab], or of its chunk's last token [1, vocab]."""

@@ -29,8 +29,8 @@ def prompts(count: int = COUNT, seed: int = 0) -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
 
-def engine_of(artifact: Path, rows: int) -> Engine:
-    config = EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000)
+def engine_of(artifact: Path, rows: int, operators: str = "auto") -> Engine:
+    config = EngineConfig(rows=rows, threads=2, kv_memory=1 << 30, queue=10_000, operators=operators)
     return Engine.from_artifact(artifact, config, fake_cost())
 
 
