@@ -24,7 +24,7 @@ PACKAGES := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help serve export bench bench-load bench-chat bench-guidellm bench-peers gpu-check gpu-bench test test-full lint format demo-model
+.PHONY: help serve native export bench bench-load bench-chat bench-guidellm bench-peers gpu-check gpu-bench test test-full lint format demo-model
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ help: ## list the targets and their variables
 	@echo "                  OPTIONS=\"--form padded\" PRECISION=fp32|fp16|bf16|int4 for GPUs"
 	@echo "  make bench      ARTIFACT=artifacts/NAME OPTIONS=\"--max-tokens 64 ...\""
 
-serve: .venv/.serve $(DEMO_ARTIFACT) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
+serve: native $(DEMO_ARTIFACT) ## serve the demo model, or ARTIFACT, on 127.0.0.1:PORT
 	@exec $(PY) -m service --artifact $(ARTIFACT) --port $(PORT) $(OPTIONS)
+
+native: .venv/.serve ## build the native operators, if there are CMake and a C++ compiler; stock ones serve otherwise
+	@$(PY) -m runtime.native || true # it has said why not
 
 # artifacts/demo-% is a symlink that the export switches at its end: make sees the new manifest's time, or the old one's.
 artifacts/demo-%/manifest.json: $(DEMO_FROM) | .venv/.serve
@@ -47,20 +50,20 @@ export: $(if $(CHECKPOINT),.venv/.serve) ## turn CHECKPOINT (and HEADS) into art
 	    for need in $$needs; do $(MAKE) --no-print-directory .venv/.$$need || exit; done
 	$(PY) -m export $(CHECKPOINT) $(if $(HEADS),--heads $(HEADS)) --precision $(PRECISION) $(OPTIONS) --out artifacts/$(NAME)
 
-bench: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
+bench: .venv/.bench native $(DEMO_ARTIFACT) ## measure ARTIFACT, plain against speculative
 	$(PY) -m runtime.bench decode --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(DEMO_PROMPTS)) \
 	    --speculation off,4,6,8,16,auto --concurrency 1,8 $(OPTIONS)
 
-bench-load: .venv/.bench $(DEMO_ARTIFACT) ## measure ARTIFACT behind HTTP, under load
+bench-load: .venv/.bench native $(DEMO_ARTIFACT) ## measure ARTIFACT behind HTTP, under load
 	$(PY) -m runtime.bench load --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(LOAD_PROMPTS)) $(OPTIONS)
 
-bench-chat: .venv/.bench $(DEMO_ARTIFACT) ## measure the first token of a chat's turns, with and without prefix reuse
+bench-chat: .venv/.bench native $(DEMO_ARTIFACT) ## measure the first token of a chat's turns, with and without prefix reuse
 	$(PY) -m runtime.bench chat --artifact $(ARTIFACT) $(if $(DEMO_ARTIFACT),$(LOAD_PROMPTS)) $(OPTIONS)
 
-bench-guidellm: .venv/.bench $(DEMO_ARTIFACT) ## run guidellm, installed into .peers, against the server
+bench-guidellm: .venv/.bench native $(DEMO_ARTIFACT) ## run guidellm, installed into .peers, against the server
 	$(PY) -m runtime.bench guidellm --artifact $(ARTIFACT) $(OPTIONS)
 
-bench-peers: .venv/.bench $(foreach precision,fp32 int8 int4,artifacts/demo-$(precision)/manifest.json) ## measure Gorgon against its peers, each installed into .peers
+bench-peers: .venv/.bench native $(foreach precision,fp32 int8 int4,artifacts/demo-$(precision)/manifest.json) ## measure Gorgon against its peers, each installed into .peers
 	$(PY) -m runtime.bench peers $(OPTIONS)
 
 # In an environment of its own: onnxruntime-gpu and onnxruntime overwrite each other's files.
@@ -74,10 +77,10 @@ gpu-bench: .venv-gpu/.made ## on a machine with a GPU: steps of 7B's shape in fp
 	    $(GPU_PY) -m export $(GPU_CHECKPOINT) --form padded --precision fp16 --no-self-test --out $(GPU_ARTIFACT); }
 	$(GPU_PY) -m runtime.bench gpu --artifact $(GPU_ARTIFACT) --peer $(GPU_PY) --peer-config $(GPU_CHECKPOINT)/config.json $(OPTIONS)
 
-test: .venv/.test ## run the tests, minutes
+test: .venv/.test native ## run the tests, minutes
 	$(PY) -m pytest -m "not slow"
 
-test-full: .venv/.test ## run all tests, the long ones too; writes docs/reliability.md
+test-full: .venv/.test native ## run all tests, the long ones too; writes docs/reliability.md
 	$(PY) -m pytest
 
 lint: .venv/.test ## check format, style and types

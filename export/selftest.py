@@ -1,4 +1,5 @@
-"""Runs a new artifact against the numpy reference: two rows, prompts in chunks, a tree on each, and the heads.
+"""Runs a new artifact against the numpy reference: two rows, prompts in chunks, a tree on each, and the heads; with
+stock operators, and with native ones where they are built.
 
 The reference rounds as the artifact's precision does. What is compared is the largest difference of a logit, as a share
 of the largest logit; LIMITS were set from measurements: docs/decisions/0004-self-test.md.
@@ -21,6 +22,7 @@ from runtime import graphs, machine
 from runtime.batch import Packer
 from runtime.errors import ConfigurationError, SelfTestError
 from runtime.manifest import Manifest
+from runtime.native.library import Library, find
 from runtime.params import EngineConfig
 from runtime.providers import NAMES
 from runtime.session import Batch, Draft
@@ -61,22 +63,32 @@ def check_machine(form: str, precision: str) -> None:
 
 
 def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None, progress: Say) -> Report:
-    """Raises SelfTestError if the artifact in `directory` does not compute what its checkpoint and heads do."""
+    """Raises SelfTestError if the artifact in `directory` does not compute what its checkpoint and heads do.
+
+    The ragged form runs with stock operators, and with native ones where they are built: either may serve it.
+    """
     manifest = Manifest.read(directory)
     prompts, trees = _work(manifest)
-    compute = _in_stages if manifest.form == "ragged" else _in_session
+    found = []
     try:
-        logits, draft = compute(directory, manifest, prompts, trees)
+        if manifest.form == "ragged":
+            for library in (None, native) if (native := find()) else (None,):
+                found.append(_in_stages(directory, manifest, prompts, trees, library))
+        else:
+            found.append(_in_session(directory, manifest, prompts, trees))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise SelfTestError(f"{directory.name} does not run: {error}") from error
+        operators = f" (with {'native' if found else 'stock'} operators)" if manifest.form == "ragged" else ""
+        raise SelfTestError(f"{directory.name} does not run: {error}{operators}") from error
     arithmetic = ARITHMETIC[manifest.form][manifest.precision]
     reference = Reference(checkpoint.config, checkpoint.tensor, arithmetic, progress)
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
     states = [hidden[len(prompt) :] for hidden, prompt in zip(reference.hidden_states(spans), prompts, strict=True)]
-    decoder = _share(logits, reference.logits(np.concatenate(states)))
+    want = reference.logits(np.concatenate(states))
+    decoder = max(_share(logits, want) for logits, _ in found)
     of_heads = None
-    if heads is not None and draft is not None:
-        of_heads = _draft_error(draft, reference.head_logits(heads, np.stack([hidden[0] for hidden in states])))
+    if heads is not None:
+        want = reference.head_logits(heads, np.stack([hidden[0] for hidden in states]))
+        of_heads = max(_draft_error(draft, want) for _, draft in found if draft is not None)
     report = Report(decoder, of_heads, LIMITS[manifest.form][manifest.precision])
     if not (decoder <= report.limit and (of_heads is None or of_heads <= report.limit)):
         raise SelfTestError(f"{directory.name}: {report}; the artifact was not kept")
@@ -98,14 +110,14 @@ def _work(manifest: Manifest) -> tuple[list[list[int]], list[Tree]]:
 
 
 def _in_stages(
-    directory: Path, manifest: Manifest, prompts: list[list[int]], trees: list[Tree]
+    directory: Path, manifest: Manifest, prompts: list[list[int]], trees: list[Tree], library: Library | None
 ) -> tuple[np.ndarray, Draft | None]:
     """Logits of all trees' nodes [nodes, vocab], and the heads' draft from each root."""
     steps, roots = _steps(manifest, prompts, trees)
-    result = stages.run(directory / "decoder.onnx", manifest, steps, STAGE_BYTES)
+    result = stages.run(directory / "decoder.onnx", manifest, steps, STAGE_BYTES, library)
     if not manifest.medusa_heads:
         return result["logits"], None
-    heads = graphs.load(directory / "heads.onnx")
+    heads = graphs.load(directory / "heads.onnx", library=library)
     return result["logits"], Draft(*heads.run(["tokens", "logprobs"], {"hidden": result["hidden"][roots]}))
 
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from runtime import graphs
 from runtime.manifest import STEP_INPUTS, Manifest
+from runtime.native.library import Library
 from runtime.session import Batch
 
 RESULTS = ("logits", "hidden")
@@ -25,8 +26,10 @@ class Stage:
     given: tuple[str, ...]
 
 
-def run(path: Path, manifest: Manifest, batches: Sequence[Batch], limit: int) -> dict[str, np.ndarray]:
-    """RESULTS of the last of the steps, which run one after the other on the same rows.
+def run(
+    path: Path, manifest: Manifest, batches: Sequence[Batch], limit: int, library: Library | None = None
+) -> dict[str, np.ndarray]:
+    """RESULTS of the last of the steps, which run one after the other on the same rows, with native operators if given.
 
     `limit` bytes of weights are loaded at a time, or one layer's if that is more.
     """
@@ -34,7 +37,7 @@ def run(path: Path, manifest: Manifest, batches: Sequence[Batch], limit: int) ->
     rows = max(len(batch.length) for batch in batches)
     carried: list[dict[str, np.ndarray]] = [{name: getattr(b, name) for name in STEP_INPUTS} for b in batches]
     for stage in _stages(model, manifest.layers, limit):
-        session = graphs.load(path, part=_cut(model, stage).SerializeToString())
+        session = graphs.load(path, part=_cut(model, stage).SerializeToString(), library=library)
         shape = (rows, 1, manifest.kv_heads, manifest.capacity, manifest.head_dim)
         cache = {f"{part}_{i}": np.zeros(shape, np.float32) for i in stage.layers for part in ("key", "value")}
         needed = [value.name for value in session.get_inputs() if value.name not in cache]

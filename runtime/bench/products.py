@@ -52,7 +52,7 @@ def int4(block: int, native: bool) -> Callable[[int, int, int, np.random.Generat
             f"w{i}": rng.integers(0, 256, (outputs, blocks, block // 2), np.uint8),
             f"s{i}": rng.uniform(0.001, 0.01, (outputs, blocks)).astype(np.float16).astype(np.float32),
         }
-        more = {} if native else {"bits": 4, "accuracy_level": 4}
+        more: dict[str, Any] = {} if native else {"bits": 4, "accuracy_level": 4}
         name, domain = ("MatMulInt4", GORGON) if native else ("MatMulNBits", MICROSOFT)
         node = helper.make_node(
             name, ["x", *weights], [f"y{i}"], domain=domain, K=inputs, N=outputs, block_size=block, **more
@@ -108,7 +108,9 @@ class Session:
     def __init__(
         self, operator: Operator, inputs: int, outputs: int, copies: int, threads: int, library: Library
     ) -> None:
-        rng, nodes, weights = np.random.default_rng(0), [], {}
+        rng = np.random.default_rng(0)
+        nodes: list[Any] = []
+        weights: dict[str, np.ndarray] = {}
         for i in range(copies):
             more, its = operator.build(i, inputs, outputs, rng)
             nodes += more

@@ -15,6 +15,12 @@
 namespace gorgon {
 namespace {
 
+#if defined(GORGON_EMULATE)
+constexpr bool kEmulate = true;  // with AVX-512, the paths of instructions that the processor lacks run as well
+#elif defined(__x86_64__)
+constexpr bool kEmulate = false;
+#endif
+
 #if defined(__x86_64__)
 struct Features {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false, amx = false;
@@ -62,9 +68,9 @@ bool has(Path path) {
   switch (path) {
     case Path::kPortable: return true;
     case Path::kAvx2: return features.avx2;
-    case Path::kAvxVnni: return features.avx_vnni;
+    case Path::kAvxVnni: return features.avx_vnni || (kEmulate && features.avx512_vnni);
     case Path::kAvx512Vnni: return features.avx512_vnni;
-    case Path::kAmx: return features.amx;
+    case Path::kAmx: return features.amx || (kEmulate && features.avx512_vnni);
   }
 #endif
   return false;

@@ -3,18 +3,13 @@
 
 #include "int4_path.h"
 #include "quantize_block.h"
+#include "tiles.h"
 #include "zmm.h"
 
 namespace gorgon {
 namespace {
 
 constexpr std::size_t kAhead = 4096;  // bytes of weights fetched before they are needed
-
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1, start = 0, reserved[14] = {};
-  std::uint16_t bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
 
 // 0, 1: sums of the first and second group; 2: weights; 3, 4: values of the first and second group.
 // `depth` inputs are multiplied at a time: a unit, or two where a block has as many.
@@ -28,8 +23,7 @@ void configure(std::size_t first, std::size_t second, std::size_t depth) {
   }
   config.rows[2] = static_cast<std::uint8_t>(depth / 4);
   config.bytes[2] = 64;
-  // all 64 bytes as the operand: GCC 12's intrinsic names 8, and the stores to the rest are dropped
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  load_tile_config(config);
 }
 
 // A unit's 8 rows of 64 bytes: inputs 0 .. 15 from the low nibbles, 16 .. 31 from the high ones.
@@ -101,7 +95,7 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
     for (std::size_t tile = first; tile < last; tile++)
       for (std::size_t half = 0; half < 2; half++) half_tile(w, tile, half, depth, groups[g], more);
   }
-  _tile_release();
+  release_tiles();
 }
 
 // Values of a token side by side: [tokens][inputs], not interleaved.

@@ -12,12 +12,18 @@
 namespace gorgon {
 namespace {
 
+#if defined(GORGON_EMULATE_VNNI)  // AVX-512 has the same instruction in another encoding
+inline __m256i dot(__m256i sum, __m256i a, __m256i b) { return _mm256_dpbusd_epi32(sum, a, b); }
+#elif defined(__AVXVNNI__)
+inline __m256i dot(__m256i sum, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
+#endif
+
 // Whole numbers of 32 bits that a unit's products are added to; without VNNI by way of 16 bits, which hold the sum of a
 // unit: 8 rows of 2 products of at most 15 * 127.
 struct UnitSum {
-#if defined(__AVXVNNI__)
+#if defined(__AVXVNNI__) || defined(GORGON_EMULATE_VNNI)
   explicit UnitSum(__m256i total) : total_(total) {}
-  void add(__m256i weights, __m256i inputs) { total_ = _mm256_dpbusd_avx_epi32(total_, weights, inputs); }
+  void add(__m256i weights, __m256i inputs) { total_ = dot(total_, weights, inputs); }
   __m256i total() const { return total_; }
   __m256i total_;
 #else

@@ -133,7 +133,8 @@ Plan plan_of(const TreeAttention& a, int threads) {
 void work_on(const TreeAttention& a, const Kernels& k, const Plan& plan, std::size_t i, float* scratch) {
   k.attend(a, plan.work[i], scratch);
   Shared* shared = plan.shared[i];
-  if (shared != nullptr && shared->left.fetch_sub(1, std::memory_order_acq_rel) == 1) k.merge(a, shared->whole, scratch);
+  const bool last = shared != nullptr && shared->left.fetch_sub(1, std::memory_order_acq_rel) == 1;
+  if (last) k.merge(a, shared->whole, scratch);
 }
 
 }  // namespace
@@ -164,7 +165,7 @@ void tree_attention(const TreeAttention& a, Path path, const Parallel& pool) {
   std::atomic<std::size_t> next{0};
   parallel(pool, workers, [&](std::size_t) {
     float* scratch = scratch_of_thread(plan.scratch);
-    for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < total;) work_on(a, k, plan, order[i], scratch);
+    for (std::size_t i = next++; i < total; i = next++) work_on(a, k, plan, order[i], scratch);
   });
 }
 

@@ -3,8 +3,8 @@
 // A query adds its visible keys in logical order: the row's committed tokens by position, then its ancestors by depth.
 // Scores are summed over the head's elements one after the other. The softmax runs over blocks of kBlock logical
 // positions, and starts anew every kSegment positions; segments are added up in order. So a result's bits depend on the
-// query and on its visible keys and values, and on nothing else: not on the slots that they lie in, the row's other nodes,
-// the other rows, the chunks of a prompt, the capacity or the threads.
+// query and on its visible keys and values, and on nothing else: not on the slots that they lie in, the row's other
+// nodes, the other rows, the chunks of a prompt, the capacity or the threads.
 #pragma once
 #include <cstdint>
 

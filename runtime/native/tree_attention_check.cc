@@ -26,14 +26,15 @@ void check_shape(const TreeAttention& a) {
 void check_row(const TreeAttention& a, int64_t row, int64_t first) {
   const int64_t length = a.length[row], count = a.count[row];
   if (length < 0 || count < 0 || count > a.nodes || length > a.capacity || count > a.capacity - length)
-    refuse(in_row(row) + " has " + number(length) + " committed tokens and " + number(count) + " nodes: ancestors are " +
-           number(a.nodes) + " wide, the cache holds " + number(a.capacity));
-  if (count > a.tokens - first) refuse(in_row(row) + " ends after token " + number(first + count) + " of " + number(a.tokens));
+    refuse(in_row(row) + " has " + number(length) + " committed tokens and " + number(count) +
+           " nodes: ancestors are " + number(a.nodes) + " wide, the cache holds " + number(a.capacity));
+  if (count > a.tokens - first)
+    refuse(in_row(row) + " ends after token " + number(first + count) + " of " + number(a.tokens));
   for (int64_t i = 0; i < count; i++) {
     const int64_t depth = a.depth[first + i];
     if (depth < 0 || depth >= count || depth >= a.positions - length)
-      refuse(in_row(row) + ", node " + number(i) + ": depth " + number(depth) + " after " + number(length) + " tokens, with " +
-             number(count) + " nodes and " + number(a.positions) + " positions");
+      refuse(in_row(row) + ", node " + number(i) + ": depth " + number(depth) + " after " + number(length) +
+             " tokens, with " + number(count) + " nodes and " + number(a.positions) + " positions");
   }
 }
 

@@ -1,6 +1,5 @@
 // TreePlan and TreeAttention as ONNX Runtime's operators; their inputs and outputs are those of export/attention.py.
 #pragma once
-#include <algorithm>
 #include <string>
 
 #include "custom_op.h"
@@ -13,8 +12,9 @@ class TreePlanOperator {
  public:
   static constexpr const char* kName = "TreePlan";
   static constexpr ort::Element kInputs[] = {ort::kInt64, ort::kInt64, ort::kInt64, ort::kBool};
-  static constexpr ort::Element kOutputs[] = {ort::kInt64, ort::kInt64, ort::kInt64, ort::kFloat, ort::kInt64, ort::kInt64,
-                                              ort::kInt64, ort::kInt64, ort::kInt64, ort::kInt32, ort::kInt32};
+  static constexpr ort::Element kOutputs[] = {ort::kInt64, ort::kInt64, ort::kInt64, ort::kFloat,
+                                              ort::kInt64, ort::kInt64, ort::kInt64, ort::kInt64,
+                                              ort::kInt64, ort::kInt32, ort::kInt32};
   static constexpr std::size_t kOptionalInputs = 0;
 
   explicit TreePlanOperator(const Info&) {}
@@ -28,11 +28,12 @@ class TreeAttentionOperator {
  public:
   static constexpr const char* kName = "TreeAttention";
   static constexpr ort::Element kInputs[] = {
-      ort::kFloat, ort::kFloat, ort::kFloat,                                                     // qkv, key, value
-      ort::kInt64, ort::kInt64, ort::kInt64, ort::kBool,                                         // the step
-      ort::kFloat, ort::kFloat,                                                                  // cos, sin
-      ort::kInt64, ort::kInt64, ort::kInt64, ort::kFloat, ort::kInt64, ort::kInt64, ort::kInt64, ort::kInt64, ort::kInt64,
-      ort::kInt32, ort::kInt32};                                                                 // the plan, unused
+      ort::kFloat, ort::kFloat, ort::kFloat,              // qkv, key, value
+      ort::kInt64, ort::kInt64, ort::kInt64, ort::kBool,  // the step
+      ort::kFloat, ort::kFloat,                           // cos, sin
+      // and the plan, which is empty
+      ort::kInt64, ort::kInt64, ort::kInt64, ort::kFloat, ort::kInt64, ort::kInt64, ort::kInt64, ort::kInt64,
+      ort::kInt64, ort::kInt32, ort::kInt32};
   static constexpr ort::Element kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
   static constexpr std::size_t kOptionalInputs = 0;
 
@@ -41,8 +42,8 @@ class TreeAttentionOperator {
 
   void compute(const Context& context) const {
     const Tensor qkv = context.input(0), key = context.input(1), value = context.input(2);
-    const Tensor depth = context.input(3), length = context.input(4), count = context.input(5), ancestors = context.input(6);
-    const Tensor cosine = context.input(7), sine = context.input(8);
+    const Tensor depth = context.input(3), length = context.input(4), count = context.input(5);
+    const Tensor ancestors = context.input(6), cosine = context.input(7), sine = context.input(8);
     expect("key", key, {-1, 1, kv_heads_, -1, -1});
     const std::int64_t rows = key.shape[0], capacity = key.shape[3], head_dim = key.shape[4];
     expect("value", value, key.shape);
@@ -58,7 +59,8 @@ class TreeAttentionOperator {
     const Tensor out = context.output(0, {tokens, heads_ * head_dim});
     const Tensor new_key = context.output(1, key.shape), new_value = context.output(2, key.shape);
     if (new_key.data != key.data || new_value.data != value.data)
-      throw std::invalid_argument("the cache is written in place: bind one buffer as key and new_key, one as value and new_value");
+      throw std::invalid_argument(
+          "the cache is written in place: bind one buffer as key and new_key, one as value and new_value");
     const TreeAttention arguments{
         rows, tokens, ancestors.shape[1], heads_, kv_heads_, head_dim, capacity, cosine.shape[0], qkv.as<float>(),
         depth.as<std::int64_t>(), length.as<std::int64_t>(), count.as<std::int64_t>(), ancestors.as<std::uint8_t>(),
@@ -71,11 +73,11 @@ class TreeAttentionOperator {
  private:
   // -1 stands for any size
   static void expect(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& want) {
-    const auto fits = [](std::int64_t have, std::int64_t asked) { return asked == -1 || have == asked; };
-    if (tensor.shape.size() != want.size() || !std::equal(want.begin(), want.end(), tensor.shape.begin(),
-                                                          [&](std::int64_t asked, std::int64_t have) { return fits(have, asked); }))
-      throw std::invalid_argument(std::string(name) + " is " + shape_text(tensor.shape) + ", it has to be " + shape_text(want) +
-                                  ", -1 for any size");
+    bool fits = tensor.shape.size() == want.size();
+    for (std::size_t i = 0; fits && i < want.size(); i++) fits = want[i] == -1 || want[i] == tensor.shape[i];
+    if (!fits)
+      throw std::invalid_argument(std::string(name) + " is " + shape_text(tensor.shape) + ", it has to be " +
+                                  shape_text(want) + ", -1 for any size");
   }
 
   std::int64_t heads_, kv_heads_;

@@ -49,3 +49,18 @@ def multiply(library: Library, x: np.ndarray, weights: Matrix, threads: int = 1)
     )  # fmt: skip
     assert done == 0, library.functions.gorgon_error()
     return y
+
+
+def multiply_int8(
+    library: Library, x: np.ndarray, weights: np.ndarray, scale: np.ndarray, threads: int = 1
+) -> np.ndarray:
+    """x [tokens, inputs] by int8 weights [inputs, outputs] with a scale per output."""
+    y = np.full((len(x), weights.shape[1]), np.nan, np.float32)
+    function = library.functions.gorgon_matmul_int8
+    function.argtypes = INT8_TYPES
+    x = np.ascontiguousarray(x, np.float32)
+    done = function(
+        x.ctypes.data, len(x), weights.ctypes.data, scale.ctypes.data, *weights.shape, y.ctypes.data, threads
+    )
+    assert done == 0, library.functions.gorgon_error()
+    return y

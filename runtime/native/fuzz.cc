@@ -1,0 +1,95 @@
+// Products of random shapes, each array in memory of exactly its size: for sanitizers and valgrind to watch.
+//
+//   gorgon_fuzz PATH CASES SEED [LARGEST]   every case has to give the bits of the portable path
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <random>
+#include <vector>
+
+#include "entry.h"
+#include "matmul_int4.h"
+#include "matmul_int8.h"
+
+namespace gorgon {
+namespace {
+
+class Cases {
+ public:
+  Cases(unsigned seed, std::size_t largest) : random_(seed), largest_(largest) {}
+
+  // 0, or 1 where a path's result is not the portable one.
+  int run(Path path) {
+    const std::size_t tokens = pick(0, pick(0, 9) ? 20 : 512), inputs = pick(1, largest_), outputs = pick(1, largest_ / 2);
+    const std::size_t block = std::size_t{32} << pick(0, 3), blocks = (inputs + block - 1) / block;
+    const std::vector<float> x = floats(tokens * inputs, -3, 3);
+    const std::vector<std::uint8_t> packed = bytes(outputs * blocks * block / 2);
+    std::vector<float> scale = floats(outputs * blocks, -0.01f, 0.01f);
+    if (pick(0, 1)) for (float& s : scale) s = std::ldexp(std::round(s * 4096), -12);  // a float16
+    const Threads threads(static_cast<int>(pick(1, 3)));
+    const Parallel pool = threads.pool();
+    const Int4Weights int4 = pack_int4(packed.data(), scale.data(), inputs, outputs, block, pool);
+    const int first = same(path, tokens * outputs, [&](Path on, float* y) {
+      multiply_int4(int4, on, x.data(), tokens, y, pool);
+    });
+    const std::vector<std::uint8_t> levels = bytes(inputs * outputs);
+    const std::vector<float> channels = floats(outputs, 0, 0.01f);
+    const auto values = reinterpret_cast<const std::int8_t*>(levels.data());
+    const Int8Weights int8 = pack_int8(values, channels.data(), inputs, outputs, pool);
+    const int second = same(path, tokens * outputs, [&](Path on, float* y) {
+      multiply_int8(int8, on, x.data(), tokens, y, pool);
+    });
+    if (first || second)
+      std::printf("%s differs: %zu tokens, %zu inputs, %zu outputs, block %zu\n", first ? "int4" : "int8", tokens, inputs,
+                  outputs, block);
+    return first | second;
+  }
+
+ private:
+  template <typename Multiply>
+  static int same(Path path, std::size_t size, Multiply multiply) {
+    std::vector<float> want(size), found(size);
+    multiply(Path::kPortable, want.data());
+    multiply(path, found.data());
+    return size && std::memcmp(want.data(), found.data(), size * sizeof(float)) ? 1 : 0;
+  }
+
+  std::size_t pick(std::size_t low, std::size_t high) {
+    return std::uniform_int_distribution<std::size_t>(low, high < low ? low : high)(random_);
+  }
+
+  std::vector<float> floats(std::size_t size, float low, float high) {
+    std::vector<float> made(size);
+    std::uniform_real_distribution<float> values(low, high);
+    for (float& value : made) value = values(random_);
+    return made;
+  }
+
+  std::vector<std::uint8_t> bytes(std::size_t size) {
+    std::vector<std::uint8_t> made(size);
+    for (std::uint8_t& value : made) value = static_cast<std::uint8_t>(random_());
+    return made;
+  }
+
+  std::mt19937 random_;
+  std::size_t largest_;
+};
+
+}  // namespace
+}  // namespace gorgon
+
+int main(int count, char** arguments) {
+  using namespace gorgon;
+  if (count < 4) return std::fprintf(stderr, "usage: %s PATH CASES SEED [LARGEST]\n", arguments[0]), 2;
+  try {
+    force_path(arguments[1]);
+    Cases cases(static_cast<unsigned>(std::atoi(arguments[3])), count > 4 ? std::atoi(arguments[4]) : 400);
+    int wrong = 0;
+    for (int i = std::atoi(arguments[2]); i > 0; i--) wrong |= cases.run(path());
+    return wrong;
+  } catch (const std::exception& error) {
+    return std::fprintf(stderr, "%s\n", error.what()), 2;
+  }
+}

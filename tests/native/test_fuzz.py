@@ -1,0 +1,48 @@
+"""Products of random shapes under sanitizers and valgrind, every path against the portable one, to the bit.
+
+Where the processor has AVX-512, the AVX-VNNI and AMX paths run too: the instructions it lacks are emulated.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runtime.native.library import COMPILERS, PATHS, SOURCES, Library
+
+pytestmark = pytest.mark.slow
+CASES, SECONDS = 60, 600
+
+
+def built(folder: Path, compiler: str, *options: str) -> Path:
+    """gorgon_fuzz."""
+    if not shutil.which("cmake") or not shutil.which(compiler):
+        pytest.skip(f"no CMake or no {compiler} here")
+    configure = ["cmake", "-S", str(SOURCES), "-B", str(folder), f"-DCMAKE_CXX_COMPILER={compiler}", "-DGORGON_FUZZ=ON"]
+    for command in ([*configure, *options], ["cmake", "--build", str(folder), "--parallel", "2"]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "gorgon_fuzz"
+
+
+@pytest.mark.parametrize("compiler", [*COMPILERS, "clang++-16"])
+def test_every_path_under_sanitizers(library: Library, tmp_path: Path, compiler: str) -> None:
+    fuzz = built(tmp_path, compiler, "-DGORGON_EMULATE=ON", "-DGORGON_SANITIZE=address,undefined")
+    emulated = ("avx_vnni", "amx") if library.has("avx512_vnni") else ()
+    for path in PATHS:
+        if library.has(path) or path in emulated:
+            done = subprocess.run([fuzz, path, str(CASES), "1"], capture_output=True, text=True, timeout=SECONDS)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), path
+
+
+@pytest.mark.parametrize("path", ["portable", "avx2"])
+def test_valgrind_finds_nothing(library: Library, tmp_path: Path, path: str) -> None:
+    if not shutil.which("valgrind"):
+        pytest.skip("no valgrind here")
+    if not library.has(path):
+        pytest.skip(f"this processor has no {path}")
+    fuzz = built(tmp_path, next(filter(shutil.which, COMPILERS)))
+    command = ["valgrind", "--quiet", "--leak-check=full", "--error-exitcode=9", str(fuzz), path, "6", "2", "90"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
