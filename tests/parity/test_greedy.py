@@ -32,9 +32,19 @@ def transformers_answers() -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("speculation", SPECULATION)
-@pytest.mark.parametrize("precision", ["fp32", "padded-fp32"])
+@pytest.mark.parametrize(
+    ("precision", "speculation", "rows"),
+    [
+        *(("fp32", speculation, rows) for speculation in SPECULATION for rows in ROWS),
+        ("padded-fp32", 16, 8),
+        *(
+            pytest.param("padded-fp32", speculation, rows, marks=pytest.mark.slow)
+            for speculation in SPECULATION
+            for rows in ROWS
+            if (speculation, rows) != (16, 8)
+        ),
+    ],
+)
 def test_fp32_is_transformers_generate(
     demo_artifact: Callable[[str], Path],
     transformers_answers: list[list[int]],
