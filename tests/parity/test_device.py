@@ -18,8 +18,8 @@ from tests.parity.questions import answer, engine_of, prompts
 
 # largest difference of a logit allowed, as a share of the largest logit
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.02}
-LENGTHS = (1, 2, 5, 17, 64, 100, 301, 700)
-ANSWERS = 12
+LENGTHS = (1, 2, 5, 17, 64, 40, 101, 300)
+ANSWERS = 4
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_greedy_answers_fork_only_where_the_model_is_undecided(
     demo_artifact: Callable[[str], Path], reference: Model, precision: str, speculation: int | str
 ) -> None:
     asked = prompts(ANSWERS, seed=11)
-    params = [SamplingParams(48, speculation=speculation)] * ANSWERS
+    params = [SamplingParams(32, speculation=speculation)] * ANSWERS
     want = answer(engine_of(demo_artifact("padded-fp32"), 8, on="cpu"), asked, params)
     got = answer(engine_of(demo_artifact(f"padded-{precision}"), 8), asked, params)
     for prompt, mine, text in zip(asked, got, want, strict=True):

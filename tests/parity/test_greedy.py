@@ -33,11 +33,23 @@ def transformers_answers() -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("speculation", SPECULATION)
 @pytest.mark.parametrize(
-    ("precision", "operators"),
-    [("fp32", "stock"), ("fp32", "native"), ("padded-fp32", "stock")],
+    ("precision", "operators", "speculation", "rows"),
+    [
+        *(
+            ("fp32", operators, speculation, rows)
+            for operators in ("stock", "native")
+            for speculation in SPECULATION
+            for rows in ROWS
+        ),
+        ("padded-fp32", "stock", 16, 8),
+        *(
+            pytest.param("padded-fp32", "stock", speculation, rows, marks=pytest.mark.slow)
+            for speculation in SPECULATION
+            for rows in ROWS
+            if (speculation, rows) != (16, 8)
+        ),
+    ],
     indirect=["operators"],
 )
 def test_fp32_is_transformers_generate(

@@ -15,7 +15,7 @@ from runtime.tree import lone
 from tests.parity.paths import ROWS, Model, random_tree
 from tests.parity.questions import answer, engine_of, prompts
 
-LENGTHS = (5, 60, 1, 700, 31)
+LENGTHS = (5, 60, 1, 300, 31)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def prefilled(model: Model, seed: int) -> list[list[int]]:
     return texts
 
 
-@pytest.mark.parametrize("free", [1, 4, 10_000])
+@pytest.mark.parametrize("free", [1, 10_000])
 def test_what_is_committed_stays_whatever_shares_the_step(
     model: Model, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
@@ -75,7 +75,7 @@ def test_one_run_or_several_give_the_same_bits(model: Model, monkeypatch: pytest
     for free in (1, 10_000):
         monkeypatch.setattr(session, "_device", padded.DEVICES["cpu"].__class__("cpu", free, captures=False))
         prefilled(model, 3)
-        found.append(model.run([(5, [6, 7]), (60, [8]), (1, chunk), (700, lone(9))]))
+        found.append(model.run([(5, [6, 7]), (60, [8]), (1, chunk), (300, lone(9))]))
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -84,13 +84,13 @@ def test_a_moved_row_continues_as_before(model: Model) -> None:
     want = model.run([(n, [5, 6]) for n in LENGTHS])[3]
     draft = session_of(model).heads([3])
     before = caches(model)
-    model.session.copy(3, 0, 700)
+    model.session.copy(3, 0, 300)
     after = caches(model)
-    assert np.array_equal(after[:, 0, :, :700], before[:, 3, :, :700])
-    assert np.array_equal(after[:, 0, :, 700:], before[:, 0, :, 700:]), "no more than the tokens asked for"
+    assert np.array_equal(after[:, 0, :, :300], before[:, 3, :, :300])
+    assert np.array_equal(after[:, 0, :, 300:], before[:, 0, :, 300:]), "no more than the tokens asked for"
     assert np.array_equal(after[:, 1:], before[:, 1:])
     model.session.release(3)
-    [got] = model.run([(700, [5, 6])])
+    [got] = model.run([(300, [5, 6])])
     assert np.array_equal(got, want)
     moved = session_of(model).heads([0])
     assert np.array_equal(moved.tokens, draft.tokens) and np.array_equal(moved.logprobs, draft.logprobs)

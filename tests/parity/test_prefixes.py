@@ -49,8 +49,7 @@ def dialogues(engine: Engine, count: int, seed: int) -> list[Sequence]:
     ("precision", "count"),
     [
         ("fp32", 6),
-        ("padded-fp32", 6),
-        *(pytest.param(precision, 40, marks=pytest.mark.slow) for precision in ("fp32", "int8", "int4")),
+        *(pytest.param(precision, 40, marks=pytest.mark.slow) for precision in ("fp32", "int8", "int4", "padded-fp32")),
     ],
 )
 def test_a_shared_prefix_changes_no_bit(

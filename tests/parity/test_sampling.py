@@ -46,7 +46,7 @@ def distance(logits: np.ndarray, params: SamplingParams, position: int, token: i
     return max(end - float(probabilities[place]) - number, number - end, 0.0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", "padded-fp32"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", pytest.param("padded-fp32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "settings", "count"), [("usual", USUAL, 100), ("hot", SETTINGS, 150)])
 def test_the_same_seed_gives_the_same_text(
     demo_artifact: Callable[[str], Path],
