@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
 
-from export.emitter import BFLOAT16, FLOAT, GORGON, INT32, INT64, MICROSOFT, OPSETS
+from export.emitter import BFLOAT16, FLOAT, FUNCTION_OPSETS, GORGON, INT32, INT64, MICROSOFT
 
 HIDDEN_SCORE = -1e9  # added to the score of a node that must not be seen; finite, so that no row turns to NaN
 # What a Scan's body gets of each row: name, type, shape of a row's slice.
@@ -58,7 +58,9 @@ class _Body:
     def function(
         self, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str] = ()
     ) -> onnx.FunctionProto:
-        return helper.make_function(GORGON, name, inputs, outputs, self.nodes, list(OPSETS), attributes=attributes)
+        return helper.make_function(
+            GORGON, name, inputs, outputs, self.nodes, list(FUNCTION_OPSETS), attributes=attributes
+        )
 
 
 def tree_plan() -> onnx.FunctionProto:

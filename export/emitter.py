@@ -19,7 +19,7 @@ MICROSOFT = "com.microsoft"
 IR_VERSIONS = {21: 10, 24: 12}  # the first that has each opset used
 GORGON = "gorgon"  # the domain of our own operators, see `call`
 OPSET = 21  # of functions, and so of graphs that call them
-OPSETS = (helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1))
+FUNCTION_OPSETS = (helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1))
 INLINE_BYTES = 1024  # smaller tensors stay in the graph file
 ALIGN = 4096  # so that weights can be mapped into memory
 

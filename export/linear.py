@@ -15,7 +15,7 @@ import onnx
 from onnx import AttributeProto, helper, numpy_helper
 
 from export import quantize
-from export.emitter import GORGON, MICROSOFT, OPSETS, Emitter
+from export.emitter import FUNCTION_OPSETS, GORGON, MICROSOFT, Emitter
 
 INT4_BLOCK = 32
 INT8_BLOCK = 32  # as in GGUF's Q8_0
@@ -86,7 +86,7 @@ def _matmul_int4() -> onnx.FunctionProto:
     )
     node.attribute.extend(AttributeProto(name=n, ref_attr_name=n, type=AttributeProto.INT) for n in sizes)
     return helper.make_function(
-        GORGON, "MatMulInt4", ["x", "packed", "scale"], ["y"], [node], list(OPSETS), attributes=sizes
+        GORGON, "MatMulInt4", ["x", "packed", "scale"], ["y"], [node], list(FUNCTION_OPSETS), attributes=sizes
     )
 
 
@@ -110,7 +110,7 @@ def _matmul_int8() -> onnx.FunctionProto:
         node("MatMulIntegerToFloat", ["quantized", "weight", "one", "scale", "zero"], ["sums"], domain=MICROSOFT),
         node("Mul", ["sums", "token_scale"], ["y"]),
     ]  # fmt: skip
-    return helper.make_function(GORGON, "MatMulInt8", ["x", "weight", "scale"], ["y"], body, list(OPSETS))
+    return helper.make_function(GORGON, "MatMulInt8", ["x", "weight", "scale"], ["y"], body, list(FUNCTION_OPSETS))
 
 
 MATMUL_INT4, MATMUL_INT8 = _matmul_int4(), _matmul_int8()

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.attention import PLAN, STEP, tree_attention, tree_plan
-from export.emitter import GORGON, IR_VERSION, OPSETS
+from export.emitter import FUNCTION_OPSETS, GORGON, IR_VERSIONS, OPSET
 from runtime.native.library import Library
 from tests.native.attention import Shape, Step, chain, expected, new_keys, random_cache, random_step, tables
 
@@ -40,8 +40,8 @@ def session(library: Library | None, optimized: Path | None = None, shape: Shape
     outputs = [value("attended", TensorProto.FLOAT, ["tokens", shape.heads * shape.head_dim])]
     outputs += [value(f"new_{name}", TensorProto.FLOAT, cache) for name in CACHE]
     model = helper.make_model(
-        helper.make_graph(nodes, "attention", inputs, outputs), ir_version=IR_VERSION, functions=[plan, attention],
-        opset_imports=[*OPSETS, helper.make_opsetid(GORGON, 1)],
+        helper.make_graph(nodes, "attention", inputs, outputs), ir_version=IR_VERSIONS[OPSET], functions=[plan, attention],
+        opset_imports=[*FUNCTION_OPSETS, helper.make_opsetid(GORGON, 1)],
     )  # fmt: skip
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.emitter import GORGON, IR_VERSION, OPSETS
+from export.emitter import FUNCTION_OPSETS, GORGON, IR_VERSIONS, OPSET
 from export.linear import MATMUL_INT4
 from export.quantize import int4
 from runtime.errors import ConfigurationError
@@ -29,7 +29,9 @@ def model(function: bool) -> bytes:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["tokens", OUTPUTS])],
         [numpy_helper.from_array(packed, "w"), numpy_helper.from_array(scale, "s")],
     )  # fmt: skip
-    made = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[*OPSETS, helper.make_opsetid(GORGON, 1)])
+    made = helper.make_model(
+        graph, ir_version=IR_VERSIONS[OPSET], opset_imports=[*FUNCTION_OPSETS, helper.make_opsetid(GORGON, 1)]
+    )
     if function:
         made.functions.append(MATMUL_INT4)
     return bytes(made.SerializeToString())

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from export.attention import PLAN, STEP, tree_attention, tree_plan
-from export.emitter import GORGON, IR_VERSION, OPSETS
+from export.emitter import FUNCTION_OPSETS, GORGON, IR_VERSIONS, OPSET
 from runtime.bench.compare import Ratio, Spread
 from runtime.bench.markdown import ratio, spread, table
 from runtime.native.library import Library, find
@@ -50,8 +50,8 @@ class Graph:
             outputs.append(value(made[0], FLOAT, ["tokens", heads * dim]))
             outputs += [value(name, FLOAT, ["rows", *self.cache_shape]) for name in made[1:]]
         model = helper.make_model(
-            helper.make_graph(nodes, "attention", inputs, outputs), ir_version=IR_VERSION,
-            opset_imports=[*OPSETS, helper.make_opsetid(GORGON, 1)], functions=[plan, attention],
+            helper.make_graph(nodes, "attention", inputs, outputs), ir_version=IR_VERSIONS[OPSET],
+            opset_imports=[*FUNCTION_OPSETS, helper.make_opsetid(GORGON, 1)], functions=[plan, attention],
         )  # fmt: skip
         options = ort.SessionOptions()
         options.log_severity_level = 3
