@@ -40,8 +40,8 @@ def session(library: Library | None, optimized: Path | None = None, shape: Shape
     outputs = [value("attended", TensorProto.FLOAT, ["tokens", shape.heads * shape.head_dim])]
     outputs += [value(f"new_{name}", TensorProto.FLOAT, cache) for name in CACHE]
     model = helper.make_model(
-        helper.make_graph(nodes, "attention", inputs, outputs), ir_version=IR_VERSIONS[OPSET], functions=[plan, attention],
-        opset_imports=[*FUNCTION_OPSETS, helper.make_opsetid(GORGON, 1)],
+        helper.make_graph(nodes, "attention", inputs, outputs), ir_version=IR_VERSIONS[OPSET],
+        functions=[plan, attention], opset_imports=[*FUNCTION_OPSETS, helper.make_opsetid(GORGON, 1)],
     )  # fmt: skip
     options = ort.SessionOptions()
     options.log_severity_level = 4
