@@ -6,7 +6,6 @@ What was accepted is moved, and hidden states are kept, just before the next thi
 the device is this process's memory, and all of it the same. Why so: docs/decisions/0010-the-padded-form.md.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,35 +21,10 @@ from runtime.padding import pad, shapes
 from runtime.params import MAX_NODES
 from runtime.providers import DEVICES, NAMES
 from runtime.sampling import Best
-from runtime.session import Batch, Draft
+from runtime.session import Batch, DeviceResult, Draft
 from runtime.verify import first_gap
 
 LEAST_PATH = 8  # nodes of a path that is moved: shorter ones are padded to as many
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceResult:
-    """A result whose logits are where the session computes."""
-
-    argmax: np.ndarray
-    peaks: np.ndarray  # float32 [wanted]
-    bests: dict[int, Best]  # by node
-    fetch: Callable[[list[int]], np.ndarray]  # slots to rows of logits
-    slots: list[int]  # [wanted]: where each node's logits are
-
-    @property
-    def logits(self) -> np.ndarray:
-        return self.fetch(self.slots)
-
-    def row(self, node: int) -> np.ndarray:
-        row: np.ndarray = self.fetch([self.slots[node]])[0]
-        return row
-
-    def peak(self, node: int) -> float:
-        return float(self.peaks[node])
-
-    def best(self, node: int) -> Best | None:
-        return self.bests.get(node)
 
 
 @dataclass(frozen=True, slots=True)
