@@ -220,7 +220,8 @@ class Engine:
                 for s, n, tree in zip(plan.sequences, plan.prefill, trees, strict=True)
             ]
             batch, first = self._packer.pack(works)
-            batch = replace(batch, temperature=_temperature(plan, batch, first))
+            if (temperature := _temperature(plan, batch, first)) is not None:
+                batch = replace(batch, temperature=temperature)
             began = self._clock()
             result = self.session.run(batch)
             seconds = self._clock() - began
