@@ -6,7 +6,6 @@ What was accepted is moved, and hidden states are kept, just before the next thi
 the device is this process's memory, and all of it the same. Why so: docs/decisions/0013-the-padded-form.md.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,35 +21,10 @@ from runtime.padding import pad, shapes
 from runtime.params import MAX_NODES
 from runtime.providers import DEVICES, NAMES
 from runtime.sampling import Best
-from runtime.session import Batch, Draft
+from runtime.session import Batch, DeviceResult, Draft
 from runtime.verify import first_gap
 
 LEAST_PATH = 8  # nodes of a path that is moved: shorter ones are padded to as many
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceResult:
-    """A result whose logits are where the session computes."""
-
-    argmax: np.ndarray
-    peaks: np.ndarray  # float32 [wanted]
-    bests: dict[int, Best]  # by node
-    fetch: Callable[[list[int]], np.ndarray]  # slots to rows of logits
-    slots: list[int]  # [wanted]: where each node's logits are
-
-    @property
-    def logits(self) -> np.ndarray:
-        return self.fetch(self.slots)
-
-    def row(self, node: int) -> np.ndarray:
-        row: np.ndarray = self.fetch([self.slots[node]])[0]
-        return row
-
-    def peak(self, node: int) -> float:
-        return float(self.peaks[node])
-
-    def best(self, node: int) -> Best | None:
-        return self.bests.get(node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +67,9 @@ class PaddedSession:
         self._cache = {n: block.place(0, m.values, cache) for n, block in zip(names, self._blocks, strict=True)}
         self._state = self._state_block.place(0, m.values, (rows, m.hidden))
         self._shapes: dict[tuple[Run, int], _Shape] = {}
+        self._bindings: dict[tuple[str, int], ort.IOBinding] = {}  # of small graphs, by rows
         self._captured = self._room = 0  # graphs captured so far; slots for outputs
-        self._make_room(rows * MAX_NODES)
+        self._make_room(rows * MAX_NODES * 3 // 2)  # a narrow run of half as wide trees, and each row alone
         self._slots: list[int] = []  # of the last run's wanted nodes
         self._moves: dict[int, tuple[int, list[int]]] = {}  # row: committed length, path with gaps
         self._last: dict[int, int] = {}  # row: slot of its new hidden state
@@ -140,7 +115,7 @@ class PaddedSession:
         for name, place in self._cache.items():
             places |= {f"from_{name}": place.part(source, 1), name: place.part(target, 1)}
             outputs[f"new_{name}"] = place.part(target, 1)
-        self._change("copy", {"length": np.array([length])}, places, outputs)
+        self._change("copy", 0, {"length": np.array([length])}, places, outputs)
 
     def release(self, row: int) -> None:
         """Its memory is there for the next sequence: all of it was allocated at once."""
@@ -187,6 +162,7 @@ class PaddedSession:
             return
         m, self._room = self.manifest, slots
         self._shapes.clear()
+        self._bindings.clear()
         parts, size = layout([("argmax", "int64", (slots,)), ("peak", "float32", (slots,))])
         self._answers = self._block(size)
         self._spare = [self._block(slots * m.vocab * 4), self._block(slots * m.hidden * m.value_bytes)]
@@ -237,13 +213,13 @@ class PaddedSession:
                 slots[row, : len(nodes)] = np.array(nodes) + committed
             places = {name: place.part(0, rows) for name, place in self._cache.items()}
             outputs = {f"new_{name}": place for name, place in places.items()}
-            self._change("commit", {"length": length, "slots": slots}, places, outputs)
+            self._change("commit", rows, {"length": length, "slots": slots}, places, outputs)
             self._moves.clear()
         if self._last and self._heads is not None:
             last, kept = np.zeros(self._rows, np.int64), np.zeros(self._rows, bool)
             last[list(self._last)], kept[list(self._last)] = list(self._last.values()), True
             places = {"hidden": self._outputs["hidden"], "state": self._state}
-            self._change("keep", {"last": last, "kept": kept}, places, {"new_state": self._state})
+            self._change("keep", self._rows, {"last": last, "kept": kept}, places, {"new_state": self._state})
         self._last.clear()
 
     def _bests(self, temperature: np.ndarray) -> dict[int, Best]:
@@ -277,12 +253,16 @@ class PaddedSession:
         return found
 
     def _change(
-        self, name: str, given: dict[str, np.ndarray], places: dict[str, Place], outputs: dict[str, Place]
+        self, name: str, rows: int, given: dict[str, np.ndarray], places: dict[str, Place], outputs: dict[str, Place]
     ) -> None:
-        """Runs a small graph that changes what lies on the device."""
+        """Runs a small graph that changes what lies on the device; for so many rows its places are always the same, but
+        for 0, which is any."""
         graph = self._graphs[name]
-        binding = graph.io_binding()
-        bind(binding, places, outputs)
+        if (binding := self._bindings.get((name, rows))) is None:
+            binding = graph.io_binding()
+            bind(binding, places, outputs)
+            if rows:
+                self._bindings[name, rows] = binding
         for part, array in given.items():
             binding.bind_cpu_input(part, array)
         graph.run_with_iobinding(binding)

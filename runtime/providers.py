@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.buckets import node_bucket, row_bucket
 from runtime.errors import ConfigurationError
 from runtime.manifest import Manifest
-from runtime.params import MAX_NODES, PROVIDERS
+from runtime.params import MAX_NODES
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 GPU_PACKAGES = "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31'"
@@ -122,6 +122,3 @@ def profile(manifest: Manifest, rows: int, nodes: int) -> str:
     cache = (rows, m.kv_heads, m.capacity, m.head_dim)
     every = {name: shapes.get(name, cache) for name in m.inputs}
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in every.items())
-
-
-assert set(PROVIDERS) == {"auto", *NAMES}

@@ -7,6 +7,7 @@ Dimension words: [tokens] all nodes of a step packed row after row, [rows] rows 
 [wanted] the nodes whose logits are wanted, [heads] Medusa heads, [top_k] their best tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +73,31 @@ class HostResult:
 
     def best(self, node: int) -> Best | None:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceResult:
+    """A result whose logits are where the session computes, and are fetched from there."""
+
+    argmax: np.ndarray
+    peaks: np.ndarray  # float32 [wanted]
+    bests: dict[int, Best]  # by node
+    fetch: Callable[[list[int]], np.ndarray]  # slots to rows of logits
+    slots: list[int]  # [wanted]: where each node's logits are
+
+    @property
+    def logits(self) -> np.ndarray:
+        return self.fetch(self.slots)
+
+    def row(self, node: int) -> np.ndarray:
+        row: np.ndarray = self.fetch([self.slots[node]])[0]
+        return row
+
+    def peak(self, node: int) -> float:
+        return float(self.peaks[node])
+
+    def best(self, node: int) -> Best | None:
+        return self.bests.get(node)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from runtime.errors import ConfigurationError
 from runtime.graphs import Opener
 from runtime.manifest import Manifest
 from runtime.padded import PaddedSession
-from runtime.params import EngineConfig
+from runtime.params import MAX_NODES, EngineConfig
 from runtime.providers import NAMES, choose, tensorrt_options
 from runtime.ragged import RaggedSession
 from runtime.session import Session
@@ -36,6 +36,10 @@ def open_session(artifact: Path, manifest: Manifest, config: EngineConfig, progr
     if manifest.form == "ragged":
         return RaggedSession(directory, manifest, config.rows, config.threads, config.operators)
     check_memory(manifest, config)
+    if provider == "tensorrt" and config.chunk > MAX_NODES:
+        raise ConfigurationError(
+            f"chunk is {config.chunk}: an engine of TensorRT is built for runs of at most {MAX_NODES} nodes a row"
+        )
     cache = engine_cache(artifact, manifest, config.rows)
     opener = Opener(manifest, config.rows, provider, config.threads, cache, progress)
     return PaddedSession(directory, manifest, config.rows, provider, opener)

@@ -1,13 +1,13 @@
 """The padded session's own: memory that stays where it is, runs of several shapes, draws from the best logits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime import padded
 from runtime.errors import StepError
 from runtime.padded import PaddedSession
 from runtime.params import MAX_NODES, SamplingParams
@@ -48,7 +48,7 @@ def test_what_is_committed_stays_whatever_shares_the_step(
 ) -> None:
     """Trees, a lone root and a prompt's chunk, in runs apart and in one: rows' own slots alone are written."""
     session = session_of(model)
-    monkeypatch.setattr(session, "_device", padded.DEVICES["cpu"].__class__("cpu", free, captures=False))
+    monkeypatch.setattr(session, "_device", replace(session._device, free=free))
     prefilled(model, 0)
     rng = np.random.default_rng(free)
     vocab = session.manifest.vocab
@@ -73,7 +73,7 @@ def test_one_run_or_several_give_the_same_bits(model: Model, monkeypatch: pytest
     chunk = rng.integers(3, session.manifest.vocab, 64).tolist()
     found = []
     for free in (1, 10_000):
-        monkeypatch.setattr(session, "_device", padded.DEVICES["cpu"].__class__("cpu", free, captures=False))
+        monkeypatch.setattr(session, "_device", replace(session._device, free=free))
         prefilled(model, 3)
         found.append(model.run([(5, [6, 7]), (60, [8]), (1, chunk), (300, lone(9))]))
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))

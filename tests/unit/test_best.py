@@ -81,7 +81,7 @@ def test_a_nucleus_that_ends_with_the_last_of_the_best_is_not_told() -> None:
     """Equal logits: half of them reach 0.5, which ends among ties that the best do not all hold."""
     logits = np.zeros(1000, np.float32)
     best = best_of(logits, 1.0, np.random.default_rng(0))
-    assert best_distribution(best, SamplingParams(temperature=1.0, top_p=0.2)) is None
+    assert best_distribution(best, SamplingParams(temperature=1.0, top_p=0.2003)) is None
     assert best_distribution(best, SamplingParams(temperature=1.0, top_k=5)) is None
     assert best_distribution(best, SamplingParams(temperature=1.0, min_p=0.5)) is None
 

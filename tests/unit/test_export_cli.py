@@ -77,7 +77,7 @@ def test_errors(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -
     assert line.startswith("export: ") and message in line
 
 
-@pytest.mark.parametrize("arguments", [[], ["base"], ["base", "--out", "o", "--precision", "fp16"], ["base", "--out"]])
+@pytest.mark.parametrize("arguments", [[], ["base"], ["base", "--out", "o", "--precision", "fp8"], ["base", "--out"]])
 def test_options_that_cannot_work(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

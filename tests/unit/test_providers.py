@@ -10,7 +10,7 @@ from runtime import graphs, sessions
 from runtime.buckets import node_buckets, row_buckets
 from runtime.errors import ConfigurationError
 from runtime.manifest import FORMS, STEP_INPUTS, STEP_OUTPUTS, Manifest, capacity_of
-from runtime.params import MAX_NODES, EngineConfig
+from runtime.params import MAX_NODES, PROVIDERS, EngineConfig
 from runtime.providers import NAMES, choose, cuda_options, profile, tensorrt_options
 from tests.fake import fake_manifest
 
@@ -92,7 +92,16 @@ def test_a_provider_that_onnxruntime_drops_is_an_error(tmp_path: Path, monkeypat
     assert given["enable_fallback"] == 0, "ONNX Runtime's own fall-back would go on without a word"
 
 
+def test_tensorrt_is_built_for_short_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run past the profile's largest shape would build another engine in the middle of a request."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(EVERYTHING))
+    config = EngineConfig(rows=1, kv_memory=1 << 30, provider="tensorrt", chunk=65)
+    with pytest.raises(ConfigurationError, match="chunk is 65: .* at most 64 nodes"):
+        sessions.open_session(tmp_path, padded(), config, lambda message: None)
+
+
 def test_an_unknown_provider_is_no_configuration() -> None:
+    assert set(PROVIDERS) == {"auto", *NAMES}
     with pytest.raises(ConfigurationError, match="one of auto, cpu, cuda, tensorrt"):
         EngineConfig(provider="rocm")
 
