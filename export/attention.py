@@ -28,7 +28,7 @@ from export.emitter import BFLOAT16, FLOAT, GORGON, INT32, INT64, MICROSOFT, OPS
 
 HIDDEN_SCORE = -1e9  # added to the score of a node that must not be seen; finite, so that no row turns to NaN
 # What a Scan's body gets of each row: name, type, shape of a row's slice.
-ROW_INPUTS = (
+ROW_INPUTS: tuple[tuple[str, int, list[int | str]], ...] = (
     ("bias", FLOAT, [1, 1, "nodes", "nodes"]), ("start", INT64, [1]), ("end", INT64, [1]), ("square", INT64, [2]),
     ("left", INT64, [8]), ("right", INT64, [6]), ("last", INT32, [1]), ("total", INT32, []),
 )  # fmt: skip

@@ -37,7 +37,7 @@ class SimulatedSession:
 
     def __init__(self, inner: Session, seed: int) -> None:
         self.manifest: Manifest = inner.manifest
-        self.provider = inner.provider
+        self.provider, self.ordered = inner.provider, inner.ordered
         self._inner = inner
         self._rng = np.random.default_rng(seed)
         shape = (inner.manifest.medusa_heads, inner.manifest.draft_top_k)
