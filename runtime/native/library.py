@@ -79,8 +79,8 @@ def find() -> Library | None:
     return Library.load(max(built, key=lambda file: file.stat().st_mtime)) if built else None
 
 
-def build() -> Path:
-    """Builds the library, if that was not done before, and returns its file.
+def build(sanitize: str = "") -> Path:
+    """Builds the library, if that was not done before, and returns its file; `sanitize` is for tests.
 
     Raises ConfigurationError, in one line, if there is no compiler or no CMake, or if the build fails.
     """
@@ -90,14 +90,16 @@ def build() -> Path:
         missing = "CMake" if compiler else "C++ compiler"
         raise ConfigurationError(f"native operators are not built, there is no {missing}: stock operators will serve")
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256(f"{compiler}\n{said}".encode()).hexdigest()[:8]
-    home = BUILDS / f"{source_hash()}-{key}"
+    key = hashlib.sha256(f"{compiler}\n{said}\n{sanitize}".encode()).hexdigest()[:8]
+    # a sanitized library needs its sanitizer loaded before all else: `find` must not come upon it
+    home = BUILDS / f"{'sanitized-' if sanitize else ''}{source_hash()}-{key}"
     if (home / NAME).is_file():
         return home / NAME
     try:
         BUILDS.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=BUILDS, prefix="unfinished-") as folder:
-            _run(cmake, "-S", str(SOURCES), "-B", folder, f"-DCMAKE_CXX_COMPILER={compiler}")
+            given = f"-DCMAKE_CXX_COMPILER={compiler}", f"-DGORGON_SANITIZE={sanitize}"
+            _run(cmake, "-S", str(SOURCES), "-B", folder, *given)
             _run(cmake, "--build", folder, "--parallel", str(len(os.sched_getaffinity(0))))
             home.mkdir(exist_ok=True)
             (Path(folder) / NAME).replace(home / NAME)  # in one go: whoever looks finds all of it or nothing

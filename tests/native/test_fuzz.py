@@ -11,8 +11,8 @@ import pytest
 
 from runtime.native.library import COMPILERS, PATHS, SOURCES, Library
 
-pytestmark = pytest.mark.slow
-CASES, SECONDS = 60, 600
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+CASES, SECONDS = 40, 900
 
 
 def built(folder: Path, compiler: str, *options: str) -> Path:
@@ -26,7 +26,7 @@ def built(folder: Path, compiler: str, *options: str) -> Path:
     return folder / "gorgon_fuzz"
 
 
-@pytest.mark.parametrize("compiler", [*COMPILERS, "clang++-16"])
+@pytest.mark.parametrize("compiler", ["g++", "clang++-16"])
 def test_every_path_under_sanitizers(library: Library, tmp_path: Path, compiler: str) -> None:
     fuzz = built(tmp_path, compiler, "-DGORGON_EMULATE=ON", "-DGORGON_SANITIZE=address,undefined")
     emulated = ("avx_vnni", "amx") if library.has("avx512_vnni") else ()

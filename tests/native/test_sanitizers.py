@@ -8,7 +8,7 @@ import pytest
 
 from runtime.native.library import Library, build
 
-CASES = 400
+CASES = 60
 
 
 @pytest.mark.slow
