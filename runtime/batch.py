@@ -14,7 +14,8 @@ class Packer:
     With native operators results are bit-equal whatever these say, and a wider `ancestors` costs nothing. With stock
     ones `exact` keeps a row's result bit-equal whatever shares the step with it: attention takes another kernel for a
     single query, so `ancestors` has place for two nodes in any case. `even` rounds the step up to an even number of
-    tokens: the one that is added comes last in the last row, no other node sees it, and it is neither verified nor committed.
+    tokens: the one that is added comes last in the last row, no other node sees it, and it is neither verified nor
+    committed.
     """
 
     def __init__(self, exact: bool, even: bool, widest: int) -> None:
