@@ -46,8 +46,16 @@ def distance(logits: np.ndarray, params: SamplingParams, position: int, token: i
     return max(end - float(probabilities[place]) - number, number - end, 0.0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", pytest.param("padded-fp32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "settings", "count"), [("usual", USUAL, 100), ("hot", SETTINGS, 150)])
+@pytest.mark.parametrize(
+    ("precision", "operators"),
+    [
+        *((precision, "stock") for precision in ("fp32", "int8", "int4")),
+        *(pytest.param(precision, "native", marks=pytest.mark.slow) for precision in ("fp32", "int8", "int4")),
+        pytest.param("padded-fp32", "stock", marks=pytest.mark.slow),
+    ],
+    indirect=["operators"],
+)
 def test_the_same_seed_gives_the_same_text(
     demo_artifact: Callable[[str], Path],
     precision: str,
