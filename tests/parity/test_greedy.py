@@ -19,6 +19,11 @@ from tests.parity.questions import MAX_TOKENS, answer, engine_of, prompts
 
 SPECULATION = ("off", 4, 16, 63)
 ROWS = (1, 3, 8)
+CASES = [("stock", rows, speculation) for rows in ROWS for speculation in SPECULATION] + [
+    pytest.param("native", rows, speculation, marks=() if (rows, speculation) == (8, 16) else pytest.mark.slow)
+    for rows in ROWS
+    for speculation in SPECULATION
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,7 @@ def transformers_answers() -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("speculation", SPECULATION)
+@pytest.mark.parametrize(("operators", "rows", "speculation"), CASES, indirect=["operators"])
 def test_fp32_is_transformers_generate(
     demo_artifact: Callable[[str], Path],
     transformers_answers: list[list[int]],
@@ -63,7 +67,11 @@ def noise_of(model: Model, trees: int = 500) -> float:
     return largest
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("operators", "precision"),
+    [("stock", "int8"), ("stock", "int4"), pytest.param("native", "int8", marks=pytest.mark.slow), ("native", "int4")],
+    indirect=["operators"],
+)
 def test_quantized_answers_fork_only_where_plain_is_undecided(
     demo_artifact: Callable[[str], Path], precision: str, operators: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,7 +47,16 @@ def distance(logits: np.ndarray, params: SamplingParams, position: int, token: i
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize(("kind", "settings", "count"), [("usual", USUAL, 100), ("hot", SETTINGS, 150)])
+@pytest.mark.parametrize(
+    ("operators", "kind", "settings", "count"),
+    [
+        ("stock", "usual", USUAL, 100),
+        ("stock", "hot", SETTINGS, 150),
+        pytest.param("native", "usual", USUAL, 100, marks=pytest.mark.slow),
+        pytest.param("native", "hot", SETTINGS, 150, marks=pytest.mark.slow),
+    ],
+    indirect=["operators"],
+)
 def test_the_same_seed_gives_the_same_text(
     demo_artifact: Callable[[str], Path],
     precision: str,
