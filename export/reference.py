@@ -19,11 +19,15 @@ Tensor = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens computed together: `position` [tokens] of each, and `sees` [tokens, tokens], itself included."""
+    """Tokens computed together: `position` [tokens] of each, and `sees` [tokens, tokens], itself included.
+
+    `ordered`: attention as native operators compute it, which has no need to be rounded as stock ones' is.
+    """
 
     tokens: np.ndarray
     position: np.ndarray
     sees: np.ndarray
+    ordered: bool = False
 
 
 def chain(tokens: Sequence[int]) -> Span:
@@ -67,7 +71,7 @@ class Reference:
             self._progress(f"self-test: layer {i + 1} of {config.layers}")
             layer = f"model.layers.{i}"
             normed = _norm(x, tensor(f"{layer}.input_layernorm.weight"), config.norm_eps)
-            x = x + self._attention(f"{layer}.self_attn", normed, rotation, masks, ends)
+            x = x + self._attention(f"{layer}.self_attn", normed, rotation, spans, masks, ends)
             normed = _norm(x, tensor(f"{layer}.post_attention_layernorm.weight"), config.norm_eps)
             x = x + self._mlp(f"{layer}.mlp", normed)
         return np.split(_norm(x, tensor("model.norm.weight"), config.norm_eps), ends)
@@ -94,6 +98,7 @@ class Reference:
         name: str,
         x: np.ndarray,
         rotation: tuple[np.ndarray, np.ndarray],
+        spans: Sequence[Span],
         masks: Sequence[np.ndarray],
         ends: np.ndarray,
     ) -> np.ndarray:
@@ -110,8 +115,11 @@ class Reference:
             scores = np.einsum("qhd,khd->hqk", q, k, optimize=True) * np.float32(config.head_dim**-0.5) + mask
             weights = np.exp(log_softmax(scores))
             attended.append(np.einsum("hqk,khd->qhd", weights, v, optimize=True).reshape(len(q), -1))
-        rounded = self._arithmetic.attended(np.concatenate(attended))
-        return self._linear(f"{name}.o_proj", rounded, config.attention_bias)
+        each = [
+            part if span.ordered else self._arithmetic.attended(part)
+            for span, part in zip(spans, attended, strict=True)
+        ]
+        return self._linear(f"{name}.o_proj", np.concatenate(each), config.attention_bias)
 
     def _mlp(self, name: str, x: np.ndarray) -> np.ndarray:
         bias = self._config.mlp_bias

@@ -6,7 +6,7 @@ of the largest logit; LIMITS were set from measurements: docs/decisions/0004-sel
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +82,15 @@ def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None, prog
     arithmetic = ARITHMETIC[manifest.form][manifest.precision]
     reference = Reference(checkpoint.config, checkpoint.tensor, arithmetic, progress)
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
-    states = [hidden[len(prompt) :] for hidden, prompt in zip(reference.hidden_states(spans), prompts, strict=True)]
-    want = reference.logits(np.concatenate(states))
-    decoder = max(_share(logits, want) for logits, _ in found)
+    every = [replace(span, ordered=ordered) for ordered in (False, True)[: len(found)] for span in spans]
+    hidden = reference.hidden_states(every)  # for all kinds of operators in one pass over the weights
+    states = [state[len(prompt) :] for state, prompt in zip(hidden, prompts * len(found), strict=True)]
+    decoder = _share(np.concatenate([logits for logits, _ in found]), reference.logits(np.concatenate(states)))
     of_heads = None
     if heads is not None:
-        want = reference.head_logits(heads, np.stack([hidden[0] for hidden in states]))
-        of_heads = max(_draft_error(draft, want) for _, draft in found if draft is not None)
+        drafts = [draft for _, draft in found if draft is not None]
+        draft = Draft(*(np.concatenate([getattr(d, part) for d in drafts]) for part in ("tokens", "logprobs")))
+        of_heads = _draft_error(draft, reference.head_logits(heads, np.stack([state[0] for state in states])))
     report = Report(decoder, of_heads, LIMITS[manifest.form][manifest.precision])
     if not (decoder <= report.limit and (of_heads is None or of_heads <= report.limit)):
         raise SelfTestError(f"{directory.name}: {report}; the artifact was not kept")

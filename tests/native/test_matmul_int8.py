@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.emitter import FLOAT, Emitter
+from export.emitter import FLOAT, OPSET, Emitter
 from export.linear import linear
 from export.quantize import int8
 from runtime.native.library import PATHS, Library
@@ -46,7 +46,7 @@ def test_a_layer_has_the_bits_of_its_stock_operators(
     if not library.has(path):
         pytest.skip(f"this processor has no {path}")
     file = tmp_path_factory.mktemp("layer") / "layer.onnx"
-    with Emitter(file) as emitter:
+    with Emitter(file, OPSET) as emitter:
         emitter.input("x", FLOAT, ["tokens", shape[0]])
         linear(emitter, "x", "w", weights(shape, 0), None, "int8", result="y")
         emitter.output("y", FLOAT, ["tokens", shape[1]])
@@ -88,7 +88,7 @@ def test_only_paths_with_a_kernel_take_the_place_of_stock_operators(
     if not library.has(path):
         pytest.skip(f"this processor has no {path}")
     file = tmp_path_factory.mktemp("layer") / "layer.onnx"
-    with Emitter(file) as emitter:
+    with Emitter(file, OPSET) as emitter:
         emitter.input("x", FLOAT, ["tokens", 64])
         linear(emitter, "x", "w", weights((64, 32), 5), None, "int8", result="y")
         emitter.output("y", FLOAT, ["tokens", 32])

@@ -15,6 +15,8 @@ PRECISIONS = ("fp32", "int8", "int8-block32", "int4", "padded-fp32")
 
 @pytest.fixture(scope="module", params=PRECISIONS)
 def model(request: pytest.FixtureRequest, demo_artifact: Callable[[str], Path], operators: str) -> Model:
+    if operators == "native" and request.param.startswith("padded"):
+        pytest.skip("native operators are the ragged form's")
     return Model.load(demo_artifact(request.param), operators == "stock", operators)
 
 

@@ -55,6 +55,7 @@ class Clock:
 
 class ReplaySession:
     provider = "replay"
+    ordered = False
 
     def __init__(self, traces: list[Trace], cost: CostModel, clock: Clock, rows: int) -> None:
         self.manifest = fake_manifest(vocab=VOCAB, medusa_heads=HEADS, draft_top_k=TOP_K, context=LONG)

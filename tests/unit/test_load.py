@@ -252,8 +252,9 @@ def test_a_sequence_that_fails_is_an_error() -> None:
 
 def test_the_server_gets_every_option() -> None:
     config = EngineConfig(
-        3, 64, 1 << 30, 32, 7, 1, prefill_slowdown=1.5, lookup=False, prefix_reuse=False, exact=False, verify=True
-    )
+        3, 64, 1 << 30, 32, 7, 1, prefill_slowdown=1.5, lookup=False, prefix_reuse=False, exact=False, verify=True,
+        operators="stock", provider="cpu",
+    )  # fmt: skip
     assert all(getattr(config, field.name) != field.default for field in fields(EngineConfig)), "every option, then"
     assert read_options(["--artifact", "a", *arguments(config)], {}).engine == config
     assert arguments(EngineConfig()) == []

@@ -9,13 +9,13 @@ import pytest
 from export import stages
 from export.artifact import Source, export
 from runtime.batch import Packer
-from runtime.manifest import PRECISIONS, Manifest
+from runtime.manifest import FORMS, Manifest
 from tests.checkpoints import tiny_llama
 
 LAYERS = 3
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", FORMS["ragged"])
 def test_layer_by_layer_as_whole(tmp_path: Path, precision: str) -> None:
     export(Source(tiny_llama(tmp_path / "base", num_hidden_layers=LAYERS), None, precision), tmp_path / "tiny")
     path, manifest = tmp_path / "tiny" / "decoder.onnx", Manifest.read(tmp_path / "tiny")
