@@ -40,11 +40,11 @@ PRECISIONS = ("int4", "int8")
 def run(*arguments: str) -> tuple[float, int]:
     """Runs a module; seconds and the most bytes that it had resident."""
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *arguments], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    with subprocess.Popen([sys.executable, "-m", *arguments], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, said
     return time.monotonic() - began, usage.ru_maxrss * 1024
 
