@@ -54,16 +54,13 @@ class Habit:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""
         self.values = values if self.values is None else self.values + RECENT * (values - self.values)
 
-    def decide(self, pays: bool, steps: int, rest: float) -> None:
-        """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long.
-
-        Trying them may not happen more often than every `rest` steps.
-        """
+    def decide(self, pays: bool, steps: int) -> None:
+        """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long."""
         if pays:
             self.heads, self.idle, self.patience = True, 0, PATIENCE[0]
             return
         self.idle += steps
-        self.heads = self.idle >= max(self.patience, rest)
+        self.heads = self.idle >= self.patience
         if self.heads:
             self.idle, self.patience = 0, min(4 * self.patience, PATIENCE[1])
 

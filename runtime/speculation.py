@@ -30,7 +30,6 @@ from runtime.stats import Decisions
 from runtime.tree import DEPTH_COST, Tree, Universe, lone
 
 DECIDE_EVERY = 8  # steps between decisions on the heads
-TRIALS = 0.01  # share of the time that trying heads which do not pay may take
 BUDGET_AFTER = 0.004  # seconds in the session until the next budget; steps before it take nodes of like value
 NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once a sequence is known
@@ -230,12 +229,10 @@ class Speculator:
             return
         nodes = self._outlook(habits, matched)
         load = _load(plan)
-        choice = best(nodes, _lengths(sequences), load, self._prices(load.decoding))
-        drafts = set(nodes.row[: choice.nodes][nodes.by_heads[: choice.nodes]].tolist())
-        # heads that are tried in vain, one sequence after the other, take at most this share of all steps' time
-        rest = len(habits) * float(self.cost.heads(1)) / (TRIALS * choice.seconds)
+        chosen = best(nodes, _lengths(sequences), load, self._prices(load.decoding)).nodes
+        drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
         for i, habit in enumerate(habits):
-            habit.decide(habit.fixed or i in drafts, self._age, rest)
+            habit.decide(habit.fixed or i in drafts, self._age)
         self._age, self._pays = 0, bool(drafts)
 
     def _outlook(self, habits: list[Habit], matched: list[int]) -> Nodes:

@@ -73,24 +73,13 @@ def test_a_sequence_whose_drafts_fail_is_trusted_less() -> None:
 def test_heads_that_do_not_pay_are_tried_ever_more_rarely() -> None:
     habit, tried = Habit(16, False, None), []
     for step in range(2000):
-        habit.decide(pays=False, steps=1, rest=0)
+        habit.decide(pays=False, steps=1)
         if habit.heads:
             tried.append(step)
         habit.end_trial()
         assert not habit.heads
     gaps = np.diff(tried)
     assert (np.diff(gaps) >= 0).all() and gaps.max() == PATIENCE[1]
-    habit.decide(pays=True, steps=1, rest=0)
+    habit.decide(pays=True, steps=1)
     habit.end_trial()
     assert habit.heads
-
-
-def test_dear_heads_are_tried_rarely() -> None:
-    """A trial that takes a good part of a step, for each of many sequences, would be felt every `PATIENCE` steps."""
-    habit = Habit(nodes=17, fixed=False, lookup=None)
-    tried = []
-    for step in range(1000):
-        habit.decide(pays=False, steps=1, rest=400)
-        if habit.heads:
-            tried.append(step)
-    assert tried == [399, 799]
