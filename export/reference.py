@@ -83,7 +83,7 @@ class Reference:
 
     def head_logits(self, heads: MedusaHeads, hidden: np.ndarray) -> np.ndarray:
         """hidden [rows, hidden] -> [rows, heads, vocab]"""
-        product, every = self._arithmetic.layers, []
+        product, every = self._arithmetic.heads, []
         for h in range(heads.count):
             self._progress(f"self-test: Medusa head {h + 1} of {heads.count}")
             x = hidden

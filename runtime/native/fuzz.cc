@@ -32,7 +32,7 @@ class Cases {
     const Parallel pool = threads.pool();
     const Int4Weights int4 = pack_int4(packed.data(), scale.data(), inputs, outputs, block, pool);
     const int first = same(path, tokens * outputs, [&](Path on, float* y) {
-      multiply_int4(int4, on, x.data(), tokens, y, pool);
+      multiply_int4(&int4, 1, on, x.data(), tokens, y, pool);
     });
     const std::vector<std::uint8_t> levels = bytes(inputs * outputs);
     const std::vector<float> channels = floats(outputs, 0, 0.01f);
