@@ -22,7 +22,7 @@ class Arithmetic:
 
     layers: Product
     vocabulary: Product
-    heads: Product
+    drafts: Product
     embedding: Callable[[np.ndarray], np.ndarray]
     attended: Callable[[np.ndarray], np.ndarray]
 

@@ -60,13 +60,13 @@ def build_heads(
         blocks = [heads.resblock(h) for h in range(heads.count)]
         # the heads' first layers share their input, so they are one product
         weight, bias = (np.concatenate([block[0][part] for block in blocks]) for part in (0, 1))
-        inner = linear(emitter, hidden, "heads.0", weight, bias, numerics.heads)
+        inner = linear(emitter, hidden, "heads.0", weight, bias, numerics.layers)
         gated = emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)
         each = emit("Reshape", gated, const([0, heads.count, config.hidden]))
         x = emit("Add", each, emit("Unsqueeze", hidden, const([1])))  # [rows, heads, hidden]
         for layer in range(1, len(blocks[0])):
             weights, biases = zip(*(block[layer] for block in blocks), strict=True)
-            inner = linear_each(emitter, x, [f"head_{h}.{layer}" for h in range(heads.count)], weights, numerics.heads)
+            inner = linear_each(emitter, x, [f"head_{h}.{layer}" for h in range(heads.count)], weights, numerics.layers)
             biases_of_all = np.stack(biases).astype(emitter.dtype(numerics.values))
             inner = emit("Add", inner, emitter.weight(f"heads.{layer}.bias", biases_of_all))
             x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
@@ -77,10 +77,10 @@ def build_heads(
             return lm_head() if own is None else own
 
         if heads.shared:
-            logits = linear(emitter, x, "heads.lm", vocabulary(0), None, numerics.heads)  # [rows, heads, vocab]
+            logits = linear(emitter, x, "heads.lm", vocabulary(0), None, numerics.drafts)  # [rows, heads, vocab]
         else:
             names = [f"head_{h}.lm" for h in range(heads.count)]
-            logits = linear_each(emitter, x, names, map(vocabulary, range(heads.count)), numerics.heads)
+            logits = linear_each(emitter, x, names, map(vocabulary, range(heads.count)), numerics.drafts)
         if numerics.values != FLOAT:
             logits = emit("Cast", logits, to=FLOAT)
         if padded:

@@ -12,19 +12,19 @@ from export.emitter import BFLOAT16, FLOAT, FLOAT16
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """`layers`, `vocabulary` and `heads` name a product of export/linear.py, `values` the type of all that is between
-    products, keys and values included, and `embedding` how the table is stored."""
+    """`layers`, `vocabulary` and `drafts`, which is the heads' own by the vocabulary, name a product of export/linear.py,
+    `values` the type of all that is between products, keys and values included, and `embedding` how the table is stored."""
 
     layers: str
     vocabulary: str
-    heads: str
+    drafts: str
     values: int = FLOAT
     embedding: Any = np.float32
     rounds: bool = False  # products round their input to 8 bits
 
 
 # A vocabulary product decides the answer and is flat in the nodes: in an int4 model it is not int4.
-# The heads only draft, and most of their time goes into reading weights: docs/decisions/0007-the-heads.md.
+# The heads' only drafts, and most of their time goes into reading it: docs/decisions/0007-the-heads.md.
 # float16 does not hold the values of a block with a float16 scale: int8-block32 keeps its embedding whole.
 NUMERICS: Mapping[str, Mapping[str, Numerics]] = {
     "ragged": {
