@@ -95,7 +95,7 @@ def _matmul_int4() -> onnx.FunctionProto:
 
 @cache
 def matmul_int4_each(layers: int) -> onnx.FunctionProto:
-    """Inputs x [tokens, layers, K], packed and scale of each layer; output [tokens, layers, N]: its own part of x each."""
+    """Inputs x [tokens, layers, K], each layer's packed and scale; output [tokens, layers, N]: its own part of x each."""
     weights = [(f"packed_{i}", f"scale_{i}") for i in range(layers)]
     parts, products = [f"x_{i}" for i in range(layers)], [f"y_{i}" for i in range(layers)]
     body = [
@@ -119,8 +119,8 @@ def _int4_node(x: str, packed: str, scale: str, y: str) -> onnx.NodeProto:
 def _matmul_int8() -> onnx.FunctionProto:
     """Inputs x [..., in], weight int8 and scale as `quantize.int8` makes them; output [..., out].
 
-    u8 activations with zero point 128 by s8 weights, the pair that reaches the AMX and VNNI kernels. A token that is all
-    zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
+    u8 activations with zero point 128 by s8 weights, the pair that reaches the AMX and VNNI kernels. A token that is
+    all zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
     """
     node = helper.make_node
     constant = lambda name, value, dtype: node(  # noqa: E731

@@ -12,8 +12,9 @@ from export.emitter import BFLOAT16, FLOAT, FLOAT16
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """`layers`, `vocabulary` and `drafts`, which is the heads' own by the vocabulary, name a product of export/linear.py,
-    `values` the type of all that is between products, keys and values included, and `embedding` how the table is stored."""
+    """`layers`, `vocabulary` and `drafts`, the heads' products by the vocabulary, name a product of export/linear.py;
+    `values` is the type of all that is between products, keys and values included, `embedding` how the table is stored.
+    """
 
     layers: str
     vocabulary: str
