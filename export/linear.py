@@ -95,7 +95,7 @@ def _matmul_int4() -> onnx.FunctionProto:
 
 @cache
 def matmul_int4_each(layers: int) -> onnx.FunctionProto:
-    """Inputs x [tokens, layers, K], each layer's packed and scale; output [tokens, layers, N]: its own part of x each."""
+    """Inputs x [tokens, layers, K], each layer's packed and scale; output [tokens, layers, N]: its part of x each."""
     weights = [(f"packed_{i}", f"scale_{i}") for i in range(layers)]
     parts, products = [f"x_{i}" for i in range(layers)], [f"y_{i}" for i in range(layers)]
     body = [
