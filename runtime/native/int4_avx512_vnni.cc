@@ -51,7 +51,7 @@ void tile_of(const Int4Weights& w, std::size_t tile, const Activations& a) {
   for (int n = 0; n < 2; n++) {
     const std::size_t first = tile * kTile + n * kHalf;
     const __mmask16 there = first_lanes(w.outputs, first);
-    for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(a.out + t * w.outputs + first, there, total[t][n]);
+    for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(a.out + t * a.stride + first, there, total[t][n]);
   }
 }
 
