@@ -216,7 +216,7 @@ async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
         headers = {"Retry-After": RETRY_AFTER}
     elif isinstance(error, QueueFullError):
         engine: EngineThread = http.app.state.engine
-        headers = {"Retry-After": str(engine.retry_after(engine.waiting))}
+        headers = {"Retry-After": str(engine.retry_after(max(error.ends, engine.waiting)))}
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_of(error), error.status, headers)
     return JSONResponse({"error": Failure.of(error).model_dump()}, error.status, headers)

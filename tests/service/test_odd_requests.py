@@ -1,5 +1,6 @@
 """Requests that are allowed, or nearly, and that servers stumble over: no 500, and no time taken from others."""
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -105,3 +106,35 @@ def test_the_ends_of_ranges_answer(server: Serving, options: dict[str, float]) -
     for extra in ({}, {"typical_acceptance": True}, {"presence_penalty": -2, "frequency_penalty": 2}):
         response = asked(server, "completions", TEXT | {"seed": 2**64 - 1, "n": 3, **options, **extra})
         assert response.status_code == 200, response.text
+
+
+# Every text of n letters is read in ways beyond counting: the parser's row is full after some of them.
+AMBIGUOUS = "start: {0}\n{1}".format(
+    " | ".join(f"r{i}" for i in range(20)),
+    "\n".join(f'r{i}: r{i} r{i} | start r{i} | r{i} start | "a"' for i in range(20)),
+)
+
+
+@pytest.mark.parametrize("speculation", ["off", 16])
+def test_a_grammar_that_takes_too_much_amid_an_answer_is_its_authors(
+    server: Serving, caplog: pytest.LogCaptureFixture, speculation: object
+) -> None:
+    """A 400 that says where, not a failure of the server: in a stream after the text that came before."""
+    options = {"max_tokens": 40, "min_tokens": 40, "speculation": speculation}
+    options["structured_outputs"] = {"grammar": AMBIGUOUS}
+    for path, body in (("completions", TEXT | options), ("chat/completions", CHAT | options)):
+        whole = asked(server, path, body)
+        error = whole.json()["error"]
+        assert (whole.status_code, error["type"], error["param"]) == (
+            400, "invalid_request_error", "structured_outputs",
+        )  # fmt: skip
+        assert "cannot be followed after 13 tokens: " in error["message"] and "Ask for" in error["message"]
+        *events, last, done = asked(server, path, body | {"stream": True}).text.split("\n\n")[:-1]
+        assert json.loads(last.removeprefix("data: ")) == whole.json() and done == "data: [DONE]"
+        parts = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
+        assert "".join(part.get("text", part.get("delta", {}).get("content", "")) for part in parts) == "a" * 13
+    response = server.generate(prompt="abc", **options)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "ParameterError")
+    assert server.events(prompt="abc", **options)[-1]["error"] == response.json()["error"]
+    assert not caplog.records, "nothing of the server's has failed"
+    assert asked(server, "completions", TEXT).status_code == 200 and server.health()[1]["failed_steps"] == 0
