@@ -115,7 +115,7 @@ class Matcher:
             raise self._ended(_reason(self._matcher))
 
     def _ended(self, reason: str) -> ParameterError:
-        """A grammar compiles, and amid a text takes more than its limits allow, or leads nowhere: its author's to mend."""
+        """A grammar that compiles may still lead nowhere, or to more than the limits allow: its author's to mend."""
         return ParameterError(
             f"structured_outputs cannot be followed after {self._pushed} tokens: {reason}. Ask for fewer tokens, or for"
             " a grammar that leaves fewer ways to read a text"
