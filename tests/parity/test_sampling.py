@@ -69,12 +69,11 @@ def test_the_same_seed_gives_the_same_text(
     """A fork needs a drawn number within the noise's reach of where plain decoding draws the other token."""
     artifact, asked = demo_artifact(precision), prompts(count, seed=2)
     texts = {}
-    for rows in (1, 8):
-        for speculation in ("off", 4, 16):
-            params = [
-                SamplingParams(40, seed=i, speculation=speculation, **settings[i % len(settings)]) for i in range(count)
-            ]
-            texts[rows, speculation] = answer(engine_of(artifact, rows, operators), asked, params, seed=rows)
+    for rows, speculation in ((1, "off"), (1, 16), (8, "off"), (8, 4), (8, 16)):
+        params = [
+            SamplingParams(40, seed=i, speculation=speculation, **settings[i % len(settings)]) for i in range(count)
+        ]
+        texts[rows, speculation] = answer(engine_of(artifact, rows, operators), asked, params, seed=rows)
     plain, exact = texts.pop((1, "off")), to_the_bit(precision)
     if exact:
         assert texts.pop((8, "off")) == plain, "plain decoding is bit-equal in any batch"
