@@ -67,6 +67,8 @@ def test_the_same_seed_gives_the_same_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A fork needs a drawn number within the noise's reach of where plain decoding draws the other token."""
+    if precision.startswith("padded"):  # which is slow where there is no GPU
+        count = 30
     artifact, asked = demo_artifact(precision), prompts(count, seed=2)
     texts = {}
     for rows, speculation in ((1, "off"), (1, 16), (8, "off"), (8, 4), (8, 16)):
