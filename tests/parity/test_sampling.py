@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_text(
             f"\n{precision}, {operators}, {kind} temperatures:"
             f" {len(forks)} of {count * len(texts)} sampled answers fork"
         )
-    most = 0 if operators == "native" else 0.2 if precision == "padded-fp16" or not exact else 0.01
+    most = 0 if operators == "native" else 0.01 if exact else 0.2
     assert len(forks) <= most * count * len(texts)
 
 
