@@ -22,7 +22,7 @@ from runtime.manifest import capacity_of
 
 # Added to the score of a node that must not be seen: far below any score that the type holds, and finite, so that no
 # row turns to NaN.
-HIDDEN_SCORE = {FLOAT: -1e9, BFLOAT16: -1e9, FLOAT16: -3e4}
+HIDDEN_SCORE: dict[int, float] = {FLOAT: -1e9, BFLOAT16: -1e9, FLOAT16: -3e4}
 
 
 class PaddedAttention:

@@ -91,7 +91,7 @@ def test_speculation_changes_nothing(demo_artifact: Callable[[str], Path], preci
                     assert mine.logprob == pytest.approx(theirs.logprob, abs=limit)
                     assert [p for _, p in mine.top] == pytest.approx([p for _, p in theirs.top], abs=limit)
     print(f"{precision}: {different} of {3 * len(asked)} answers fork")
-    assert different <= (0.2 if precision.startswith("padded") else 0.01) * 3 * len(asked)
+    assert different <= (0.01 if to_the_bit(precision) else 0.2) * 3 * len(asked)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -67,14 +67,15 @@ def test_the_same_seed_gives_the_same_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A fork needs a drawn number within the noise's reach of where plain decoding draws the other token."""
+    if precision.startswith("padded"):  # which is slow where there is no GPU
+        count = 30
     artifact, asked = demo_artifact(precision), prompts(count, seed=2)
     texts = {}
-    for rows in (1, 8):
-        for speculation in ("off", 4, 16):
-            params = [
-                SamplingParams(40, seed=i, speculation=speculation, **settings[i % len(settings)]) for i in range(count)
-            ]
-            texts[rows, speculation] = answer(engine_of(artifact, rows, operators), asked, params, seed=rows)
+    for rows, speculation in ((1, "off"), (1, 16), (8, "off"), (8, 4), (8, 16)):
+        params = [
+            SamplingParams(40, seed=i, speculation=speculation, **settings[i % len(settings)]) for i in range(count)
+        ]
+        texts[rows, speculation] = answer(engine_of(artifact, rows, operators), asked, params, seed=rows)
     plain, exact = texts.pop((1, "off")), to_the_bit(precision)
     if exact:
         assert texts.pop((8, "off")) == plain, "plain decoding is bit-equal in any batch"
@@ -98,7 +99,7 @@ def test_the_same_seed_gives_the_same_text(
             f"\n{precision}, {operators}, {kind} temperatures:"
             f" {len(forks)} of {count * len(texts)} sampled answers fork"
         )
-    most = 0 if operators == "native" else 0.2 if precision == "padded-fp16" or not exact else 0.01
+    most = 0 if operators == "native" else 0.01 if exact else 0.2
     assert len(forks) <= most * count * len(texts)
 
 
