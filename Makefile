@@ -67,9 +67,8 @@ bench-peers: .venv/.bench native $(foreach precision,fp32 int8 int4,artifacts/de
 	$(PY) -m runtime.bench peers $(OPTIONS)
 
 # In an environment of its own: onnxruntime-gpu and onnxruntime overwrite each other's files.
-gpu-check: .venv-gpu/.made ## on a machine with a GPU: the CUDA provider against the CPU's, demo model, fp32 and fp16
-	$(GPU_PY) -m pytest --provider cuda tests/parity/test_device.py tests/parity/test_logits.py tests/parity/test_padded.py \
-	    tests/parity/test_greedy.py -k "(padded or test_device) and not (bits or moved or logits_than_usual)" $(OPTIONS)
+gpu-check: .venv-gpu/.made ## on a machine with a GPU: the parity tests on CUDA, fp32 and fp16
+	$(GPU_PY) -m pytest --provider cuda tests/parity tests/unit/test_providers.py -k "padded or test_providers" $(OPTIONS)
 
 gpu-bench: .venv-gpu/.made ## on a machine with a GPU: steps of 7B's shape in fp16 against the memory's speed
 	@$(GPU_PY) -m runtime.bench gpu --ready
@@ -103,7 +102,7 @@ demo-model: .venv/.export ## train the demo model again, from data to heads (abo
 
 .venv-gpu/.made: $(PACKAGES)
 	$(PYTHON) -m venv .venv-gpu
-	$(GPU_PY) -m pip install --constraint constraints.txt --editable ".[gpu,export,bench,test]"
+	$(GPU_PY) -m pip install --constraint constraints.txt --editable ".[gpu,export,gguf,bench,test]"
 	$(GPU_PY) -m pip install --constraint constraints.txt "onnxruntime-gpu[cuda,cudnn]"
 	@touch $@
 

@@ -22,6 +22,7 @@ class Arithmetic:
 
     layers: Product
     vocabulary: Product
+    drafts: Product
     embedding: Callable[[np.ndarray], np.ndarray]
     attended: Callable[[np.ndarray], np.ndarray]
 
@@ -85,19 +86,19 @@ def _same(x: np.ndarray) -> np.ndarray:
     return x
 
 
-EXACT = Arithmetic(exact_product, exact_product, _same, _same)
+EXACT = Arithmetic(exact_product, exact_product, exact_product, _same, _same)
 ARITHMETIC: Mapping[str, Mapping[str, Arithmetic]] = {
     "ragged": {
         "fp32": EXACT,
-        "int8": Arithmetic(int8_product, int8_product, _half, _bfloat16),
-        "int8-block32": Arithmetic(int8_block_product, int8_block_product, _same, _bfloat16),
-        "int4": Arithmetic(int4_product, int8_product, _half, _bfloat16),
+        "int8": Arithmetic(int8_product, int8_product, int4_product, _half, _bfloat16),
+        "int8-block32": Arithmetic(int8_block_product, int8_block_product, int4_product, _same, _bfloat16),
+        "int4": Arithmetic(int4_product, int8_product, int4_product, _half, _bfloat16),
     },
     # 16 bits round everywhere: their noise is in the self-test's limit, not here
     "padded": {
         "fp32": EXACT,
         "fp16": EXACT,
         "bf16": EXACT,
-        "int4": Arithmetic(int4_value_product, exact_product, _same, _same),
+        "int4": Arithmetic(int4_value_product, exact_product, int4_value_product, _same, _same),
     },
 }

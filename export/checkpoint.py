@@ -49,10 +49,12 @@ class Checkpoint:
     """
 
     def __init__(self, where: Path, config: ModelConfig, found: Mapping[str, Stored] | None = None) -> None:
-        """`found` in `where`, by default what is in its directory."""
+        """`found` in the file `where`, by default what is in the directory `where`."""
         self.config = config
+        if found is None:
+            where = find(where)
+            found = open_file(where)
         self._where = where
-        found = open_file(find(where)) if found is None else found
         self.heads = {name: tensor for name, tensor in found.items() if name.startswith(HEADS)}
         self._tensors = {
             name: tensor for name, tensor in found.items() if name not in self.heads and not _DERIVED.fullmatch(name)

@@ -8,18 +8,34 @@ Head h: x + SiLU(W x + b), once for each of its layers, then the vocabulary prod
 2 + h (Cai et al., Medusa, 2024).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from export.config import ModelConfig
 from export.decoder import OPSETS
-from export.emitter import FLOAT, INT64, MICROSOFT, Emitter
+from export.emitter import FLOAT, FUNCTION_OPSETS, GORGON, INT64, MICROSOFT, Emitter
 from export.heads import MedusaHeads
 from export.linear import linear, linear_each
 from export.numerics import NUMERICS
 from export.progress import Say
+
+RESULTS = ("logprobs", "tokens")
+
+
+def _top_drafts() -> onnx.FunctionProto:
+    """Inputs logits [..., vocab], top_k int64 [1]; outputs log-probabilities and tokens [..., top_k], best first."""
+    body = [
+        helper.make_node("LogSoftmax", ["logits"], ["every"], axis=-1),
+        helper.make_node("TopK", ["every", "top_k"], list(RESULTS), axis=-1),
+    ]
+    return helper.make_function(GORGON, "TopDrafts", ["logits", "top_k"], list(RESULTS), body, list(FUNCTION_OPSETS))
+
+
+TOP_DRAFTS = _top_drafts()
 
 
 def build_heads(
@@ -55,18 +71,23 @@ def build_heads(
             inner = emit("Add", inner, emitter.weight(f"heads.{layer}.bias", biases_of_all))
             x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
 
-        def vocabulary() -> Iterator[np.ndarray]:
-            for h in range(heads.count):
-                progress(f"Medusa head {h + 1} of {heads.count}")
-                own = heads.lm(h)
-                yield lm_head() if own is None else own
+        def vocabulary(h: int) -> np.ndarray:
+            progress(f"Medusa head {h + 1} of {heads.count}")
+            own = heads.lm(h)
+            return lm_head() if own is None else own
 
-        names = [f"head_{h}.lm" for h in range(heads.count)]
-        logits = linear_each(emitter, x, names, vocabulary(), numerics.layers)  # [rows, heads, vocab]
+        if heads.shared:
+            logits = linear(emitter, x, "heads.lm", vocabulary(0), None, numerics.drafts)  # [rows, heads, vocab]
+        else:
+            names = [f"head_{h}.lm" for h in range(heads.count)]
+            logits = linear_each(emitter, x, names, map(vocabulary, range(heads.count)), numerics.drafts)
         if numerics.values != FLOAT:
             logits = emit("Cast", logits, to=FLOAT)
-        logprobs = emit("LogSoftmax", logits, axis=-1)
-        emitter.nodes("TopK", logprobs, const([top_k]), names=("logprobs", "tokens"), axis=-1)
+        if padded:
+            logprobs = emit("LogSoftmax", logits, axis=-1)
+            emitter.nodes("TopK", logprobs, const([top_k]), names=RESULTS, axis=-1)
+        else:
+            emitter.calls(TOP_DRAFTS, logits, const([top_k]), names=RESULTS)
         emitter.output("tokens", INT64, ["rows", heads.count, top_k])
         emitter.output("logprobs", FLOAT, ["rows", heads.count, top_k])
         emitter.save("heads")

@@ -75,6 +75,11 @@ class MedusaHeads:
     def count(self) -> int:
         return len(self._blocks)
 
+    @property
+    def shared(self) -> bool:
+        """Whether all heads have one vocabulary product, their own or the base model's."""
+        return len(set(self._lms)) == 1
+
     def resblock(self, head: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Weight [hidden, hidden] and bias [hidden] of each layer, float32; read anew each time."""
         layers = []

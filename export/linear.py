@@ -7,6 +7,7 @@ values, for GPUs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +20,7 @@ from export.emitter import FUNCTION_OPSETS, GORGON, MICROSOFT, Emitter
 
 INT4_BLOCK = 32
 INT8_BLOCK = 32  # as in GGUF's Q8_0
+SIZES = ("K", "N", "block_size")  # attributes of MatMulNBits
 ACCURACY = 4  # MatMulNBits quantizes the activations to int8, a scale per token and block
 WHOLE: Mapping[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
@@ -47,18 +49,25 @@ def values_of(precision: str) -> Any:
 def linear_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable[np.ndarray], precision: str) -> str:
     """x [tokens, layers, in], each layer's name and weight [out, in] -> [tokens, layers, out]: its own part of x each.
 
-    One quantization for all of them: the operators around small products cost as much as these.
+    In int4 one operator for all of them: what is around a small product costs as much as the product.
     """
-    scale = ""
-    if precision == "int8":
-        x, scale = _quantized(emitter, x)
+    if precision == "int4":
+        return _int4_each(emitter, x, names, weights)
     parts = emitter.nodes("Split", x, names=[""] * len(names), axis=1, num_outputs=len(names))
     products = [
-        _int8(emitter, part, name, weight) if scale else _float(emitter, part, name, weight, precision, "")
+        linear(emitter, part, name, weight, None, precision)
         for part, name, weight in zip(parts, names, weights, strict=True)
     ]
-    y = emitter.node("Concat", *products, axis=1)
-    return emitter.node("Mul", y, scale) if scale else y
+    return emitter.node("Concat", *products, axis=1)
+
+
+def _int4_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable[np.ndarray]) -> str:
+    inputs: list[str] = []
+    for name, weight in zip(names, weights, strict=True):
+        packed, scale = quantize.int4(weight, INT4_BLOCK)
+        inputs += emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale)
+        sizes = {"K": weight.shape[1], "N": weight.shape[0], "block_size": INT4_BLOCK}
+    return emitter.call(matmul_int4_each(len(names)), x, *inputs, layers=len(names), **sizes)
 
 
 def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: str, result: str) -> str:
@@ -80,20 +89,38 @@ def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: s
 
 def _matmul_int4() -> onnx.FunctionProto:
     """Inputs x [..., K], packed uint8 and scale as `quantize.int4` makes them; output [..., N]."""
-    sizes = ("K", "N", "block_size")
-    node = helper.make_node(
-        "MatMulNBits", ["x", "packed", "scale"], ["y"], domain=MICROSOFT, bits=4, accuracy_level=ACCURACY
-    )
-    node.attribute.extend(AttributeProto(name=n, ref_attr_name=n, type=AttributeProto.INT) for n in sizes)
+    node, inputs = _int4_node("x", "packed", "scale", "y"), ["x", "packed", "scale"]
+    return helper.make_function(GORGON, "MatMulInt4", inputs, ["y"], [node], list(FUNCTION_OPSETS), attributes=SIZES)
+
+
+@cache
+def matmul_int4_each(layers: int) -> onnx.FunctionProto:
+    """Inputs x [tokens, layers, K], each layer's packed and scale; output [tokens, layers, N]: its part of x each."""
+    weights = [(f"packed_{i}", f"scale_{i}") for i in range(layers)]
+    parts, products = [f"x_{i}" for i in range(layers)], [f"y_{i}" for i in range(layers)]
+    body = [
+        helper.make_node("Split", ["x"], parts, axis=1, num_outputs=layers),
+        *(_int4_node(x, *weight, y) for x, weight, y in zip(parts, weights, products, strict=True)),
+        helper.make_node("Concat", products, ["y"], axis=1),
+    ]
+    inputs, attributes = ["x", *(name for pair in weights for name in pair)], ["layers", *SIZES]
     return helper.make_function(
-        GORGON, "MatMulInt4", ["x", "packed", "scale"], ["y"], [node], list(FUNCTION_OPSETS), attributes=sizes
+        GORGON, "MatMulInt4Each", inputs, ["y"], body, list(FUNCTION_OPSETS), attributes=attributes
     )
+
+
+def _int4_node(x: str, packed: str, scale: str, y: str) -> onnx.NodeProto:
+    """MatMulNBits in a function that has SIZES for attributes."""
+    node = helper.make_node("MatMulNBits", [x, packed, scale], [y], domain=MICROSOFT, bits=4, accuracy_level=ACCURACY)
+    node.attribute.extend(AttributeProto(name=n, ref_attr_name=n, type=AttributeProto.INT) for n in SIZES)
+    return node
 
 
 def _matmul_int8() -> onnx.FunctionProto:
     """Inputs x [..., in], weight int8 and scale as `quantize.int8` makes them; output [..., out].
 
-    The operators of `_quantized` and `_int8`, and the tokens' scales.
+    u8 activations with zero point 128 by s8 weights, the pair that reaches the AMX and VNNI kernels. A token that is
+    all zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
     """
     node = helper.make_node
     constant = lambda name, value, dtype: node(  # noqa: E731
@@ -114,24 +141,3 @@ def _matmul_int8() -> onnx.FunctionProto:
 
 
 MATMUL_INT4, MATMUL_INT8 = _matmul_int4(), _matmul_int8()
-
-
-def _quantized(emitter: Emitter, x: str) -> tuple[str, str]:
-    """x [..., in] as u8 with zero point 128, and its scale [..., 1].
-
-    A token that is all zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
-    """
-    zero, one = emitter.constant(128, np.uint8), emitter.constant(1, np.float32)
-    largest = emitter.node("ReduceMax", emitter.node("Abs", x), emitter.constant([-1]), keepdims=1)
-    scale = emitter.node("Mul", largest, emitter.constant(1 / 127, np.float32))
-    return emitter.node("QuantizeLinear", emitter.node("Div", x, scale), one, zero), scale
-
-
-def _int8(emitter: Emitter, quantized: str, name: str, weight: np.ndarray) -> str:
-    """u8 activations by s8 weights, the pair that reaches the AMX and VNNI kernels; without the tokens' scales."""
-    levels, scale = quantize.int8(weight)
-    zero, one = emitter.constant(128, np.uint8), emitter.constant(1, np.float32)
-    weight_scale = emitter.weight(f"{name}.scale", scale)
-    return emitter.node(
-        "MatMulIntegerToFloat", quantized, emitter.weight(name, levels), one, weight_scale, zero, domain=MICROSOFT
-    )

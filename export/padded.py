@@ -17,10 +17,12 @@ All nodes of a row are written, from its length on, those past its count too: le
 import numpy as np
 
 from export.config import ModelConfig
-from export.emitter import BOOL, FLOAT, INT64, Emitter
+from export.emitter import BFLOAT16, BOOL, FLOAT, FLOAT16, INT64, Emitter
 from runtime.manifest import capacity_of
 
-HIDDEN_SCORE = -3e4  # added to the score of a node that must not be seen; float16 holds it, and no row turns to NaN
+# Added to the score of a node that must not be seen: far below any score that the type holds, and finite, so that no
+# row turns to NaN.
+HIDDEN_SCORE: dict[int, float] = {FLOAT: -1e9, BFLOAT16: -1e9, FLOAT16: -3e4}
 
 
 class PaddedAttention:
@@ -60,7 +62,7 @@ class PaddedAttention:
         columns = emit("Cast", emit("Equal", slot, place), to=FLOAT)  # [rows, nodes, capacity]
         tree = emit("Cast", emit("MatMul", emit("Cast", "ancestors", to=FLOAT), columns), to=BOOL)
         dtype = self._emitter.dtype(self._values)
-        bias = emit("Where", emit("Or", past, tree), const(0, dtype), const(HIDDEN_SCORE, dtype))
+        bias = emit("Where", emit("Or", past, tree), const(0, dtype), const(HIDDEN_SCORE[self._values], dtype))
         return emit("Unsqueeze", bias, const([1]))
 
     def attend(self, i: int, qkv: str) -> str:

@@ -83,14 +83,14 @@ class Reference:
 
     def head_logits(self, heads: MedusaHeads, hidden: np.ndarray) -> np.ndarray:
         """hidden [rows, hidden] -> [rows, heads, vocab]"""
-        product, every = self._arithmetic.layers, []
+        layer, vocabulary, every = self._arithmetic.layers, self._arithmetic.drafts, []
         for h in range(heads.count):
             self._progress(f"self-test: Medusa head {h + 1} of {heads.count}")
             x = hidden
             for weight, bias in heads.resblock(h):
-                x = x + _silu(product(x, weight) + bias)
+                x = x + _silu(layer(x, weight) + bias)
             own = heads.lm(h)
-            every.append(product(x, self._tensor("lm_head.weight") if own is None else own))
+            every.append(vocabulary(x, self._tensor("lm_head.weight") if own is None else own))
         return np.stack(every, axis=1)
 
     def _attention(

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import numpy as np
 from tqdm import tqdm
 
 from export.checkpoint import FILES
+from export.checkpoint import HEADS as HEADS_PREFIX
 from export.config import FILE as CONFIG
 from export.config import ModelConfig
 from export.demo.dialogue import BOS, CHAT_TEMPLATE, EOS, UNK
 from export.fields import Fields
 from export.heads import OWN
 from export.random_weights import Weight, head_weights, model_weights
+from export.synthetic_pieces import write_sentencepiece
 from export.tokenizer import FILE as TOKENIZER
-from export.tokenizer import SETTINGS
+from export.tokenizer import SENTENCEPIECE, SETTINGS
 from runtime.errors import ConfigurationError, GorgonError
 
 _LLAMA: dict[str, Any] = {
@@ -59,7 +62,8 @@ DTYPES: Mapping[str, tuple[Any, str]] = {
     "float32": (np.float32, "F32"),
 }
 GGUF_FORMS: Mapping[str, str] = {
-    f"gguf-{kind.lower()}": kind for kind in ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_1", "Q4_0")
+    f"gguf-{kind.lower()}": kind
+    for kind in ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_1", "Q4_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 }
 FORMS = ("safetensors", "bin", *GGUF_FORMS)
 HEADS = 5  # as published for vicuna
@@ -146,9 +150,12 @@ def tokenizer_of(vocab: int) -> dict[str, Any]:
     return raw
 
 
-def write_tokenizer(directory: Path, vocab: int, context: int) -> None:
+def write_tokenizer(directory: Path, vocab: int, context: int, sentencepiece: bool = False) -> None:
     raw = tokenizer_of(vocab)
-    (directory / TOKENIZER).write_text(json.dumps(raw, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    if sentencepiece:
+        write_sentencepiece(directory / SENTENCEPIECE, raw)
+    else:
+        (directory / TOKENIZER).write_text(json.dumps(raw, ensure_ascii=False, indent=1) + "\n", "utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "unk_token": UNK,
         "clean_up_tokenization_spaces": False, "model_max_length": context, "chat_template": CHAT_TEMPLATE,
@@ -165,12 +172,18 @@ def synthesize(
     dtype: str = "float16",
     seed: int = 0,
     shard: int = 2 * GIB,
+    joined: bool = False,
+    sentencepiece: bool = False,
 ) -> None:
     """Writes the checkpoint, its tokenizer and, unless `heads` is 0, its Medusa heads. Shows progress where it lasts.
 
-    Pickles take the memory of one file, the other forms that of one tensor. In a GGUF form the tokenizer and the config
-    are in its file; `dtype` is then of the heads. Raises ConfigurationError where `out` holds something already.
+    `joined`: the heads are among the model's tensors, as Medusa-2 has them. `sentencepiece`: the tokenizer is a
+    tokenizer.model. Pickles take the memory of one file, the other forms that of one tensor. In a GGUF form the
+    tokenizer and the config are in its file; `dtype` is then of the heads. Raises ConfigurationError where `out` holds
+    something already, or the form cannot be so.
     """
+    if form in GGUF_FORMS and (joined or sentencepiece):
+        raise ConfigurationError(f"form {form} has its tokenizer inside and its heads outside: leave both as they are")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigurationError(f"{out} exists and is not an empty directory: remove it or choose another")
     out.mkdir(parents=True, exist_ok=True)
@@ -182,7 +195,9 @@ def synthesize(
     with tqdm(
         total=total, desc=f"{out.name}: {name}", unit="B", unit_scale=True, delay=1, disable=None, file=sys.stderr
     ) as bar:
-        if heads:
+        if joined:
+            model += [replace(weight, name=HEADS_PREFIX + weight.name) for weight in extra]
+        elif heads:
             write, file = (write_pickle, OWN[1]) if form == "bin" else (write_safetensors, OWN[0])
             write(out / file, extra, dtype, seed, bar.update)
         if form in GGUF_FORMS:
@@ -192,7 +207,7 @@ def synthesize(
             write_gguf(out / f"{name}.{GGUF_FORMS[form]}.gguf", config, model, form, tokens, seed, bar.update)
         else:
             (out / CONFIG).write_text(json.dumps(raw, indent=1) + "\n", "utf-8")
-            write_tokenizer(out, config.vocab, config.context)
+            write_tokenizer(out, config.vocab, config.context, sentencepiece)
             write_model(out, model, dtype, seed, shard, bar.update, form == "bin")
 
 
@@ -207,6 +222,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="the directory to make")
     add("--heads", type=int, default=HEADS, metavar="N", help="Medusa heads, 0 for none (%(default)s)")
     add("--form", choices=FORMS, default=FORMS[0], metavar="FORM", help=f"{', '.join(FORMS)} (%(default)s)")
+    add("--joined", action="store_true", help="the heads among the model's tensors, as Medusa-2 has them")
+    add("--sentencepiece", action="store_true", help="the tokenizer as tokenizer.model, as vicuna has it")
     add("--dtype", choices=DTYPES, default="float16", help="of the tensors that the form leaves open (%(default)s)")
     add("--seed", type=int, default=0, help="of the random weights (%(default)s)")
     add("--shard-gib", type=float, default=2.0, metavar="GIB", help="size of a file at most (%(default)s)")
@@ -222,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         synthesize(
             options.name, options.out, heads=options.heads, form=options.form, dtype=options.dtype, seed=options.seed,
-            shard=int(options.shard_gib * GIB),
+            shard=int(options.shard_gib * GIB), joined=options.joined, sentencepiece=options.sentencepiece,
         )  # fmt: skip
     except (GorgonError, OSError) as error:
         print(f"synthetic: {error}", file=sys.stderr)

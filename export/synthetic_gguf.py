@@ -1,20 +1,30 @@
-"""A synthetic checkpoint as a GGUF file: the same random weights, quantized piece by piece as they are drawn."""
+"""A synthetic checkpoint as a GGUF file: the same random weights, quantized piece by piece as they are drawn.
 
+K-quants are for llama.cpp to make: theirs are random blocks, whose values spread as the weights do.
+"""
+
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 
 from export.config import ModelConfig
 from export.demo.dialogue import CHAT_TEMPLATE
 from export.gguf_file import ARCHITECTURE, gguf_name, paired_by_neighbours
-from export.pieces import Kind
 from export.random_weights import Weight
+from export.synthetic_pieces import pieces_of
+from runtime.errors import ConfigurationError
 
-BLOCK = 32  # values that are quantized together
+BLOCK = 32  # values that are quantized together, but for the K-quants
+# Of the K-quants: where a block's float16 scale lies, and that of what is taken away, with which its mean is 0.
+SCALES: Mapping[str, tuple[int, int | None, float]] = {
+    "Q2_K": (80, 82, 1.5), "Q3_K": (108, None, 0.0), "Q4_K": (0, 2, 7.5), "Q5_K": (0, 2, 15.5),
+    "Q6_K": (208, None, 0.0),
+}  # fmt: skip
 
 
 def write_gguf(
@@ -31,6 +41,12 @@ def write_gguf(
     `path` appears when it is whole.
     """
     kind = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
+    for weight in weights:
+        if len(weight.shape) > 1 and weight.shape[-1] % (block := gguf.GGML_QUANT_SIZES[kind][0]):
+            raise ConfigurationError(
+                f"{kind.name} holds {block} values a block, which do not divide {weight.name}'s width of"
+                f" {weight.shape[-1]}: choose a form of smaller blocks"
+            )
     part = path.with_name(path.name + ".part")
     writer = gguf.GGUFWriter(part, ARCHITECTURE)
     _describe(writer, config)
@@ -55,6 +71,8 @@ def _stored(weight: Weight, config: ModelConfig, kind: gguf.GGMLQuantizationType
     """Bytes of one tensor."""
     if len(weight.shape) == 1:
         return np.concatenate(list(weight.pieces(seed)))
+    if kind.name in SCALES:
+        return _random_blocks(weight, kind, seed)
     heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(weight.name.split(".")[-2])
     if heads is not None:  # small enough to be turned as a whole
         whole = np.concatenate(list(weight.pieces(seed))).reshape(weight.shape)
@@ -63,6 +81,24 @@ def _stored(weight: Weight, config: ModelConfig, kind: gguf.GGMLQuantizationType
         pieces = weight.pieces(seed)
     # a piece holds whole blocks, since a block divides every width
     return np.concatenate([quantize(piece.reshape(-1, BLOCK), kind).view(np.uint8).ravel() for piece in pieces])
+
+
+def _random_blocks(weight: Weight, kind: gguf.GGMLQuantizationType, seed: int) -> np.ndarray:
+    """Bytes of every content, but for the scales, which give the values the weight's deviation."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    place, other, share = SCALES[kind.name]
+    random = np.random.default_rng([seed, zlib.crc32(weight.name.encode())])
+    raw = random.integers(0, 256, (weight.size // block, size), np.uint8)
+
+    def scale(blocks: np.ndarray, factor: float) -> None:
+        for at, value in ((place, factor), (other, share * factor)):
+            if at is not None:
+                blocks[:, at : at + 2] = np.array(value, np.float16).reshape(1).view(np.uint8)
+
+    sample = raw[:1024].copy()
+    scale(sample, 1.0)
+    scale(raw, weight.std / float(dequantize(sample, kind).std()))
+    return raw.ravel()
 
 
 def _describe(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
@@ -79,26 +115,13 @@ def _describe(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
 
 
 def _tokens(writer: gguf.GGUFWriter, config: ModelConfig, tokenizer: Mapping[str, Any]) -> None:
-    """Pieces whose scores are the ranks of the merges that make them."""
-    special = {token["id"] for token in tokenizer["added_tokens"]}
-    texts = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
-    ranks: dict[str, int] = {}
-    for rank, pair in enumerate(tokenizer["model"]["merges"]):
-        ranks.setdefault("".join(pair), rank)
+    texts, scores, kinds = zip(*pieces_of(tokenizer), strict=True)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(texts)
-    writer.add_token_scores([-float(ranks.get(text, len(ranks))) for text in texts])
-    writer.add_token_types([_kind(i, text, special) for i, text in enumerate(texts)])
+    writer.add_token_scores(scores)
+    writer.add_token_types(kinds)
     if config.bos is not None:
         writer.add_bos_token_id(config.bos)
     writer.add_eos_token_id(config.eos[0])
     writer.add_add_space_prefix(False)
     writer.add_chat_template(CHAT_TEMPLATE)
-
-
-def _kind(token: int, text: str, special: set[int]) -> Kind:
-    if token in special:
-        return Kind.UNKNOWN if token == 0 else Kind.CONTROL
-    if text.startswith("<0x") and len(text) == 6:
-        return Kind.BYTE
-    return Kind.UNUSED if text.startswith("▁unused") else Kind.NORMAL

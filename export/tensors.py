@@ -3,6 +3,7 @@
 Every error names the file, the tensor, what was found and what was expected.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from runtime.errors import CheckpointError, TensorError
 DTYPES = ("F16", "BF16", "F32")
 # GGUF's blocks; their loader gives the values that the blocks stand for.
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 Shape = tuple[int, ...]
 
 
@@ -45,7 +47,21 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
-        raise TensorError(f"{path} is damaged or no safetensors file: {error}; fetch it again") from None
+        raise TensorError(_cut(path) or f"{path} is damaged or no safetensors file: {error}; fetch it again") from None
+
+
+def _cut(path: Path) -> str | None:
+    """What is wrong with a safetensors file that ends too early: which tensor it ends in."""
+    try:
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(start - 8, LARGEST_HEADER)))
+        size = path.stat().st_size
+        ends = {name: start + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # its beginning is damaged as well
+    name = min((name for name in ends if ends[name] > size), key=ends.__getitem__, default=None)
+    return None if name is None else f"{path}: {name} ends at byte {ends[name]}, the file at {size}: fetch it again"
 
 
 def _safetensors(path: Path) -> Any:

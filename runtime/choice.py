@@ -52,7 +52,7 @@ class Choice:
         """The next token, or NOTHING.
 
         `logits` [vocab] are the model's after all tokens chosen so far; `drafted` tokens have nodes that would follow.
-        Raises StepError.
+        Raises StepError, or ParameterError where its grammar cannot go on.
         """
         if self.complete is not None:
             return NOTHING

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence as Items
 
-from runtime.errors import StepError
+from runtime.choice import NOTHING
+from runtime.errors import ParameterError, StepError
 from runtime.sampling import draw, draw_best
 from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Result
@@ -14,21 +15,34 @@ from runtime.verify import children, verify
 def walk(s: Sequence, tree: Tree, result: Result, at: int) -> tuple[list[int], list[int]]:
     """Verifies a tree whose nodes' logits begin `at` in the result: the path of its nodes, and the tokens chosen there.
 
-    Raises StepError for logits that are no distribution.
+    Raises StepError for logits that are no distribution, ParameterError for a grammar that cannot go on.
     """
     if s.params.temperature == 0 and s.choice is None:
         best = result.argmax[at : at + len(tree.tokens)].tolist()
         path, chosen = verify(tree, lambda node, t: best[node])
         _check_finite(result, at + path[-1], chosen[-1])  # the last node has seen all others of its path
         return path, chosen
-    drafted = s.params.typical_acceptance
-    return verify(tree, lambda node, t: choose(s, result, at + node, t, children(tree, node) if drafted else ()))
+    drafted, state = s.params.typical_acceptance, s.choice
+
+    def choice(node: int, t: int) -> int:
+        try:
+            return choose(s, result, at + node, t, children(tree, node) if drafted else ())
+        except ParameterError:
+            if t == 0:
+                raise
+            return NOTHING
+
+    path, chosen = verify(tree, choice)
+    if chosen[-1] == NOTHING and state is not None and state.complete is None:
+        # The grammar cannot go on: what was chosen before is emitted, as without a tree, and the next step says so.
+        return path[:-1], chosen[:-1]
+    return path, chosen
 
 
 def choose(s: Sequence, result: Result, node: int, t: int, drafted: Items[int] = ()) -> int:
     """The model's own token after a node, the t-th of this step; `drafted` are what its children continue with.
 
-    Raises StepError.
+    Raises StepError, or ParameterError for a grammar that cannot go on.
     """
     if s.choice is not None:
         return s.choice.choose(result.row(node), drafted)

@@ -24,7 +24,7 @@ from runtime.batch import Packer
 from runtime.choice import Choice
 from runtime.cost import CostModel
 from runtime.emission import choose, emit, output_of, walk
-from runtime.errors import ArtifactError, ConfigurationError, QueueFullError
+from runtime.errors import ArtifactError, ConfigurationError, GorgonError, QueueFullError, RequestError, StepError
 from runtime.grammar import Grammars
 from runtime.habit import Habit
 from runtime.lookup import Lookup
@@ -236,7 +236,8 @@ class Engine:
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
             log.exception("a step of %d sequences failed", len(plan.sequences))
             self._stats.failed_steps += 1
-            ends = [self._finish(s, "error", f"{type(error).__name__}: {error}") for s in plan.sequences]
+            failure = StepError(f"{type(error).__name__}: {error}")
+            ends = [self._finish(s, "error", failure) for s in plan.sequences]
             self._scheduler.forget()
             for row in range(self.config.rows):  # nobody runs, and what changed in the rows is unknown
                 self.session.release(row)
@@ -251,9 +252,10 @@ class Engine:
                 else:
                     output, paths[row] = self._decoded(s, tree, result, at)
             except Exception as error:  # such as logits that are no distribution: the other rows go on
-                log.exception("sequence %d failed", s.id)
+                if not isinstance(error, RequestError):  # whose own fault it is
+                    log.exception("sequence %d failed", s.id)
                 if s.finish_reason is None:
-                    self._finish(s, "error", f"{type(error).__name__}: {error}")
+                    self._finish(s, "error", StepError.of(error))
                 output = output_of(s, emitted, [s.text[shown:]])
             if output is not None:
                 outputs.append(output)
@@ -313,7 +315,7 @@ class Engine:
             pieces[-1] += self._finish(s, reason).text
         return output_of(s, before, pieces, tree, path)
 
-    def _finish(self, s: Sequence, reason: FinishReason, error: str | None = None) -> Output:
+    def _finish(self, s: Sequence, reason: FinishReason, error: GorgonError | None = None) -> Output:
         """Ends a sequence; the text held back for a stop string comes out. Its row may be kept for its prefix."""
         s.finish_reason, s.error, s.ended = reason, error, self._clock()
         self._stats.finished[reason] += 1

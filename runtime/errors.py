@@ -80,10 +80,18 @@ class UnknownModelError(RequestError):
 class QueueFullError(GorgonError):
     status = 429
 
+    def __init__(self, message: str, ends: int = 1) -> None:
+        """So many requests have to end before this one can be taken."""
+        super().__init__(message)
+        self.ends = ends
+
 
 class NotReadyError(GorgonError):
     status = 503
 
 
 class StepError(GorgonError):
-    pass
+    @classmethod
+    def of(cls, error: Exception) -> GorgonError:
+        """An error of ours as it is; any other by its class and words."""
+        return error if isinstance(error, GorgonError) else cls(f"{type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
-from runtime.errors import ParameterError, StepError
+from runtime.errors import ParameterError
 from runtime.params import StructuredOutputs
 from runtime.text import Pieces
 
@@ -62,7 +62,7 @@ class Grammars:
             raise ParameterError(f"structured_outputs.{outputs.kind} cannot be followed: {_reason(compiled)}")
         try:
             Matcher(compiled, self._vocab, self._eos).allowed()
-        except StepError:
+        except ParameterError:
             raise ParameterError(f"structured_outputs.{outputs.kind} cannot be followed: no text is such") from None
         with self._lock:
             self._compiled[outputs] = compiled
@@ -78,6 +78,7 @@ class Matcher:
         self._matcher = matcher
         self._vocab = vocab
         self._eos = eos
+        self._pushed = 0
 
     @property
     def complete(self) -> bool:
@@ -85,14 +86,14 @@ class Matcher:
         return bool(self._matcher.is_stopped() and self._matcher.is_accepting())
 
     def allowed(self) -> np.ndarray:
-        """bool [vocab]: the tokens that may follow, end tokens where the text may end. Raises StepError."""
+        """bool [vocab]: the tokens that may follow, end tokens where the text may end. Raises ParameterError."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         mask = np.unpackbits(bits, count=self._vocab, bitorder="little").view(bool)
         if not self._matcher.is_accepting():
             mask[self._eos] = False  # a grammar may name a special token, and this one would end the text too early
             if not mask.any():
-                raise StepError("the grammar of structured_outputs asks for an end token within the text")
+                raise self._ended("it asks for an end token within the text")
         return mask
 
     def valid(self, tokens: list[int]) -> int:
@@ -104,13 +105,21 @@ class Matcher:
         return list(self._matcher.compute_ff_tokens())
 
     def push(self, token: int) -> None:
-        """Goes on with an allowed token. Raises StepError."""
+        """Goes on with an allowed token. Raises ParameterError."""
         self._matcher.consume_token(token)
         self._check()
+        self._pushed += 1
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise StepError(f"the grammar of structured_outputs cannot go on: {_reason(self._matcher)}")
+            raise self._ended(_reason(self._matcher))
+
+    def _ended(self, reason: str) -> ParameterError:
+        """A grammar that compiles may still lead nowhere, or to more than the limits allow: its author's to mend."""
+        return ParameterError(
+            f"structured_outputs cannot be followed after {self._pushed} tokens: {reason}. Ask for fewer tokens, or for"
+            " a grammar that leaves fewer ways to read a text"
+        )
 
 
 class _Vocabulary(TokenizerWrapper):

@@ -17,6 +17,9 @@ from runtime.providers import DEVICES, INSTALL, NAMES, ON_CUDA, cuda_options, te
 
 CPU = NAMES["cpu"]
 WEIGHTS_IN = "session.model_external_initializers_file_folder_path"  # ONNX Runtime's name
+# No node may quietly run on the host: a captured graph cannot, and keys and values would cross the bus.
+GPU_ENTRIES = {"session.disable_cpu_ep_fallback": "1"}
+TENSORRT_ENTRIES = GPU_ENTRIES | {"session.record_ep_graph_assignment_info": "1"}
 PATIENCE = 10.0  # seconds between words on an engine that is being built
 
 log = logging.getLogger(__name__)
@@ -99,9 +102,7 @@ class Opener:
     def _load(self, path: Path, capture: bool) -> ort.InferenceSession:
         if self._provider == "cpu":
             return load(path, self._threads)
-        # no node may quietly run on the host: a captured graph cannot, and keys and values would cross the bus
-        entries = {"session.disable_cpu_ep_fallback": "1"}
-        return load(path, 1, [(NAMES["cuda"], cuda_options(self._manifest, capture))], entries)
+        return load(path, 1, [(NAMES["cuda"], cuda_options(self._manifest, capture))], GPU_ENTRIES)
 
     def _engine(self, path: Path) -> ort.InferenceSession:
         """TensorRT's, whole if it can be built so, else with attention on CUDA."""
@@ -122,9 +123,8 @@ class Opener:
         self._cache.mkdir(parents=True, exist_ok=True)
         options = tensorrt_options(self._manifest, self._rows, self._cache, whole)
         providers = [(NAMES["tensorrt"], options), (NAMES["cuda"], cuda_options(self._manifest, capture=False))]
-        entries = {"session.disable_cpu_ep_fallback": "1", "session.record_ep_graph_assignment_info": "1"}
         with _Waiting(self._progress, f"TensorRT builds its engine, or reads it from {self._cache}"):
-            return load(path, 1, providers, entries)
+            return load(path, 1, providers, TENSORRT_ENTRIES)
 
 
 def _elsewhere(session: ort.InferenceSession) -> list[str]:

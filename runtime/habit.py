@@ -21,6 +21,7 @@ class Habit:
     lookup: Lookup | None
     values: np.ndarray | None = None  # [REMEMBERED] chances of its best nodes to be accepted, lately
     heads: bool = False  # run for it in this step
+    tried: bool = False  # run once, to see what they propose now
     idle: int = 0  # steps without them
     patience: int = PATIENCE[0]
     expected: float = 0.0  # successes that its drafts claimed
@@ -54,17 +55,18 @@ class Habit:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""
         self.values = values if self.values is None else self.values + RECENT * (values - self.values)
 
-    def decide(self, pays: bool, steps: int) -> None:
+    def decide(self, pays: bool, steps: int, may_try: bool) -> None:
         """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long."""
+        self.tried = False
         if pays:
             self.heads, self.idle, self.patience = True, 0, PATIENCE[0]
             return
         self.idle += steps
-        self.heads = self.idle >= self.patience
+        self.heads = self.tried = may_try and self.idle >= self.patience
         if self.heads:
             self.idle, self.patience = 0, min(4 * self.patience, PATIENCE[1])
 
     def end_trial(self) -> None:
         """One step is enough to try the heads."""
-        if self.patience > PATIENCE[0]:
-            self.heads = False
+        if self.tried:
+            self.heads = self.tried = False

@@ -25,12 +25,21 @@ MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's, from Python 3
 class RaggedSession:
     """One artifact loaded for `rows` rows; `threads` 0 lets ONNX Runtime use every core; `operators` as EngineConfig's.
 
+    Where all rows fit into `memory` bytes, and nothing reads what is not committed, rows that nobody uses keep their
+    pages: to touch a new one takes longer than to compute what goes into it.
+
     Raises ArtifactError where the graphs are not what the manifest says, ConfigurationError where native operators are
     asked for and not there.
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, rows: int, threads: int = 0, operators: str = "auto"
+        self,
+        directory: Path,
+        manifest: Manifest,
+        rows: int,
+        threads: int = 0,
+        operators: str = "auto",
+        memory: int = 0,
     ) -> None:
         self.manifest = manifest
         library = chosen_library(operators)
@@ -47,6 +56,7 @@ class RaggedSession:
         self._memory = _map(m, rows)
         # [layers x (key, value), rows, kv_heads, capacity, head_dim]
         self.cache = np.frombuffer(self._memory, np.float32).reshape(self._shape)
+        self._keep = self.ordered and self.cache.nbytes <= memory
         self._state = np.zeros((rows, m.hidden), np.float32)  # each row's hidden state after its last commit
         self._logits = np.empty((0, m.vocab), np.float32)
         self._hidden = np.empty((0, m.hidden), np.float32)
@@ -91,7 +101,9 @@ class RaggedSession:
         self._state[target] = self._state[source]
 
     def release(self, row: int) -> None:
-        """Returns the row's whole pages to the system; they read as zeros from then on."""
+        """Returns the row's whole pages to the system, unless they are kept; they read as zeros from then on."""
+        if self._keep:
+            return
         size = self.cache[0, row].nbytes
         for i in range(self._shape[0]):
             begin = (i * self._shape[1] + row) * size

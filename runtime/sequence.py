@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from runtime.choice import Choice
+from runtime.errors import GorgonError
 from runtime.habit import Habit
 from runtime.params import SamplingParams
 from runtime.sampling import Logprobs
@@ -34,7 +35,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)  # emitted
     text: str = ""
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: GorgonError | None = None  # why, if the reason is "error"
     row: int | None = None
     length: int = 0
     cached: int = 0  # tokens of the prompt whose keys and values another sequence had computed

@@ -34,7 +34,7 @@ def open_session(artifact: Path, manifest: Manifest, config: EngineConfig, progr
     here = ort.get_available_providers() if config.provider != "auto" or machine.cuda_devices() else [NAMES["cpu"]]
     provider = choose(config.provider, manifest, here)
     if manifest.form == "ragged":
-        return RaggedSession(directory, manifest, config.rows, config.threads, config.operators)
+        return RaggedSession(directory, manifest, config.rows, config.threads, config.operators, config.kv_memory)
     check_memory(manifest, config)
     if provider == "tensorrt" and config.chunk > MAX_NODES:
         raise ConfigurationError(

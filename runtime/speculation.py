@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from runtime.acceptance import FORCED, Acceptance
-from runtime.budget import Nodes, Prices, best, with_trees
+from runtime.budget import Choice, Nodes, Prices, best, with_trees
 from runtime.cost import CostModel
 from runtime.forest import LOOKUP, NEVER, Candidates, Forest
 from runtime.grammar import Matcher
@@ -29,11 +29,12 @@ from runtime.session import Batch, Draft
 from runtime.stats import Decisions
 from runtime.tree import DEPTH_COST, Tree, Universe, lone
 
-DECIDE_EVERY = 8  # steps between decisions on the heads
+DECIDE_EVERY = 8  # steps between decisions on the heads, while as many rows may draft
 BUDGET_AFTER = 0.004  # seconds in the session until the next budget; steps before it take nodes of like value
 NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once a sequence is known
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
+TRIALS = 0.02  # share of the time that trials of the heads may take while they pay for nobody
 LEAST_VALUE = math.log(0.01)  # of a node's chance to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
@@ -58,10 +59,14 @@ class Speculator:
         self._pace: dict[int, tuple[float, float]] = {}
         self._usual: Load | None = None  # the last step in which every row decoded
         self._age = DECIDE_EVERY  # steps since it was decided who runs the heads
+        self._decided = 0, 0.0  # by then: rows, seconds in the session
+        self._seconds = 0.0  # in the session, in all
         self._runs = 0
         self._untimed = 0.0  # seconds in the session since a step's time was learnt from
         self._unplanned = 0.0  # and since a budget
         self._pays = True  # for anyone, by that decision
+        self._plain: tuple[int, Choice] | None = None  # rows that decode, by the last decision if it drafts nothing
+        self._tried = 0.0  # seconds in the session when the heads last ran
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
         self._forest: Forest | None = None
@@ -83,8 +88,9 @@ class Speculator:
         self._forest = None
         if self._rows:
             self._forest = self._grow([plan.sequences[row] for row in self._rows], plan)
-            for row, tree in zip(self._rows, self._forest.trees, strict=True):
-                trees[row] = tree
+            if self._forest is not None:
+                for row, tree in zip(self._rows, self._forest.trees, strict=True):
+                    trees[row] = tree
         return trees
 
     def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:
@@ -113,6 +119,7 @@ class Speculator:
         """Learns from a decoder run, in which so many rows decoded, that took so long."""
         self._runs += 1
         self._unplanned += seconds
+        self._seconds += seconds
         self._untimed += seconds
         if self._untimed < TIME_AFTER:
             return
@@ -126,6 +133,7 @@ class Speculator:
 
     def asked(self, rows: int, seconds: float) -> None:
         """Learns from a run of the heads for so many rows, that took so long."""
+        self._tried = self._seconds
         self.decisions.heads_runs += 1
         self.decisions.heads_rows += rows
         self._untimed += seconds
@@ -136,7 +144,11 @@ class Speculator:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
         forest, rows = self._forest, self._rows
         walked = [path for row in rows if (path := paths[row]) is not None]
-        if forest is None or len(walked) < len(rows):
+        if len(walked) < len(rows):
+            return
+        if forest is None:
+            self.decisions.count(len(rows), len(rows))
+            self.decisions.compare(len(rows), len(rows), len(rows))
             return
         self.decisions.count(len(rows), len(forest.places))
         habits = [plan.sequences[row].habit for row in rows]
@@ -168,7 +180,8 @@ class Speculator:
         share, known = seconds / (rows + 2), self._host[drafted]
         self._host[drafted] = share if known == 0.0 else known + RECENT * (min(share, 4 * known) - known)
 
-    def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest:
+    def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest | None:
+        """Trees for these sequences, None where there is nothing to draft from."""
         habits = [s.habit for s in sequences]
         found = [_continuation(s) for s in sequences]
         fixed = [habit.fixed for habit in habits]
@@ -177,6 +190,11 @@ class Speculator:
         else:
             self._decide(habits, [matched for matched, _ in found], sequences, plan)
             asked = [i for i, habit in enumerate(habits) if habit.heads]
+        if not asked and not any(matched for matched, _ in found):
+            if self._plain is not None and self._unplanned >= BUDGET_AFTER:
+                self._keep_pace(*self._plain)
+                self._unplanned = 0.0
+            return None
         candidates, most = self._candidates, [habit.nodes for habit in habits]
         draft = self._begin(sequences, asked, found)
         if draft is not None:
@@ -221,19 +239,25 @@ class Speculator:
         if not self._has_heads:
             return
         self._age += 1
-        if self._age < DECIDE_EVERY:
+        rows, seconds = self._decided
+        changed = rows != len(habits) and self._seconds - seconds >= BUDGET_AFTER
+        if self._age < DECIDE_EVERY and not changed:
             for habit in habits:
                 if habit.values is None:
                     habit.heads = self._pays
                 habit.end_trial()
             return
+        steps = self._age
         nodes = self._outlook(habits, matched)
         load = _load(plan)
-        chosen = best(nodes, _lengths(sequences), load, self._prices(load.decoding)).nodes
-        drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
+        choice = best(nodes, _lengths(sequences), load, self._prices(load.decoding))
+        drafts = set(nodes.row[: choice.nodes][nodes.by_heads[: choice.nodes]].tolist())
+        self._plain = None if choice.nodes else (load.decoding, choice)
+        self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), self._seconds)
+        runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
+        may_try = bool(runs or self.cost.heads(len(habits)) <= TRIALS * (self._seconds - self._tried))
         for i, habit in enumerate(habits):
-            habit.decide(habit.fixed or i in drafts, self._age)
-        self._age, self._pays = 0, bool(drafts)
+            habit.decide(habit.fixed or i in drafts, steps, may_try)
 
     def _outlook(self, habits: list[Habit], matched: list[int]) -> Nodes:
         """What drafting can be expected to bring."""
@@ -280,9 +304,12 @@ class Speculator:
         last = float(others.chance[choice.nodes - 1]) if choice.nodes else 1.0
         next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
         least = max(math.log((last + next_one) / 2), LEAST_VALUE) if choice.nodes else NO_NODE
-        tokens, seconds = self._pace.get(load.decoding, (0.0, 0.0))
-        self._pace[load.decoding] = tokens * (1 - RECENT) + choice.tokens, seconds * (1 - RECENT) + choice.seconds
+        self._keep_pace(load.decoding, choice)
         return keep, least
+
+    def _keep_pace(self, decoding: int, choice: Choice) -> None:
+        tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
+        self._pace[decoding] = tokens * (1 - RECENT) + choice.tokens, seconds * (1 - RECENT) + choice.seconds
 
     def _prices(self, decoding: int) -> Prices:
         plain, drafting = self._host

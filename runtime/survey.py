@@ -145,7 +145,7 @@ class _Survey:
         near, rows = max(1, far // NEAR), row_points(most)
         tokens = token_points(min(16 * most + 64, 512), self._even)
         coarse = [n for n in tokens if n & (n - 1) == 0 or n == tokens[-1]]
-        few = [n for n in coarse if n <= max(64, 4 * most)]
+        few = [n for n in tokens if n <= 3 * most or n in coarse and n <= max(64, 4 * most)]
         ends = sorted({1, most})
         grid = lambda some, points: [  # noqa: E731
             Probe(_spread(r, t), near) for t in points for r in some if t >= r

@@ -3,6 +3,7 @@
 What is heavy is imported once the options are known, so that --help is quick and Ctrl-C clean at any moment.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -41,7 +42,9 @@ def run(artifact: Path, config: EngineConfig, web: WebConfig) -> None:
     def load() -> "Engine":
         from runtime.engine import Engine
 
-        return Engine.from_artifact(artifact, config, progress=logger.info)
+        engine = Engine.from_artifact(artifact, config, progress=logger.info)
+        gc.freeze()  # what is there by now stays: each full collection would look at all of it, with everyone waiting
+        return engine
 
     with listen(web.host, web.port) as listener:
         address, port = listener.getsockname()[:2]

@@ -7,6 +7,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
+
 from service.trace import Trace
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class Answer:
     @property
     def reason(self) -> str:
         """Why it ended: the sequence's reason, "abort" if nobody listened any more, or the error's class."""
-        if self._error is not None:
+        if self._error is not None and not isinstance(self._error, ClientDisconnect):
             return type(self._error).__name__
         return "abort" if self.cancelled or self.sequence is None else self.sequence.finish_reason or "abort"
 
@@ -102,6 +104,11 @@ class Answer:
         if not self._ended and not self.cancelled:
             self.cancelled = True
             self._abort(self)
+
+    def leave(self) -> None:
+        """The client has gone: who waits for the answer hears it at once, as ClientDisconnect."""
+        self.cancel()
+        self.end(ClientDisconnect())
 
     def admit(self) -> None:
         self._admitted.set()

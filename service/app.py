@@ -22,14 +22,14 @@ from runtime.errors import GorgonError, NotReadyError, QueueFullError
 from service import openai_routes, page
 from service.answer import Answer, Piece
 from service.body_limit import BodyLimit
-from service.client import unless_gone
+from service.client import Client
 from service.config import WebConfig
 from service.direct import DirectRoute
 from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
 from service.keys import KeyCheck, Keys
 from service.metrics import Metrics
-from service.openai_answer import error_body, error_of, invalid_body
+from service.openai_answer import error_body, error_of, event, invalid_body
 from service.openai_document import OpenAIError
 from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from runtime.sampling import Logprobs
     from runtime.sequence import Sequence
 
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every event
 RETRY_AFTER = "1"  # seconds, while it loads or drains
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 # FastAPI's own would be on, with the messages of errors: service/tracing.py says what is told, and only if asked
@@ -74,9 +73,8 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
         app.add_middleware(KeyCheck, keys=keys, most=web.max_requests_per_key, engine=engine)
     if web.cors_origins:  # around all others: a browser asks without a key whether it may ask with one
         app.add_middleware(CORSMiddleware, allow_origins=web.cors_origins, allow_methods=["*"], allow_headers=["*"])
-    app.include_router(router)
-    app.include_router(openai_routes.router)
-    app.include_router(page.router)
+    # Before FastAPI's own, and each looked up once: include_router would have it twice.
+    app.router.routes[:0] = [*router.routes, *openai_routes.router.routes, *page.router.routes]
     app.mount(page.STATIC, page.files)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(GorgonError, _gorgon_error)
@@ -107,14 +105,17 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     await engine.prepare(params)
     answer = engine.submit(prompt, params)
     http.state.asked = Asked([answer])
+    client = Client(http.receive, answer.leave)
     try:
-        sequence = await unless_gone(answer.admitted(), http.receive)
+        sequence = await answer.admitted()
         if body.stream:
-            return EventStream(answer, sequence)
-        whole = await unless_gone(answer.whole(), http.receive)
+            return EventStream(answer, sequence, client)
+        whole = await answer.whole()
     except BaseException:
         answer.cancel()
+        client.forget()
         raise
+    client.forget()
     return JSONResponse(_dump(whole.text, sequence.finish_reason, sequence, whole.logprobs))
 
 
@@ -158,26 +159,27 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, sequence: "Sequence") -> None:
+    def __init__(self, answer: Answer, sequence: "Sequence", client: Client) -> None:
         super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._answer, self._sequence = answer, sequence
+        self._answer, self._sequence, self._client = answer, sequence, client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with suppress(ClientDisconnect):
-                await unless_gone(self.stream_response(send), receive)
+                await self.stream_response(send)
         finally:
             self._answer.cancel()
+            self._client.forget()
 
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         ended = False
         while not ended:
             pieces, ended = await self._answer.news()
-            events = [_event(_said(piece)) for piece in pieces]
+            events = [event(_said(piece)) for piece in pieces]
             if ended:
-                events.append(_event(self._last()))
-            await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": not ended})
+                events.append(event(self._last()))
+            await send({"type": "http.response.body", "body": b"".join(events), "more_body": not ended})
 
     def _last(self) -> dict[str, Any]:
         try:
@@ -199,14 +201,10 @@ def _dump(
 
 
 def _said(piece: Piece) -> dict[str, Any]:
-    event: dict[str, Any] = {"text": piece.text}
+    said: dict[str, Any] = {"text": piece.text}
     if piece.logprobs:
-        event["logprobs"] = [Logprob.of(entry).model_dump() for entry in piece.logprobs]
-    return event
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {ENCODE(data)}\n\n"
+        said["logprobs"] = [Logprob.of(entry).model_dump() for entry in piece.logprobs]
+    return said
 
 
 async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
@@ -216,7 +214,7 @@ async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
         headers = {"Retry-After": RETRY_AFTER}
     elif isinstance(error, QueueFullError):
         engine: EngineThread = http.app.state.engine
-        headers = {"Retry-After": str(engine.retry_after(engine.waiting))}
+        headers = {"Retry-After": str(engine.retry_after(max(error.ends, engine.waiting)))}
     if openai_routes.speaks_openai(http):
         return JSONResponse(error_of(error), error.status, headers)
     return JSONResponse({"error": Failure.of(error).model_dump()}, error.status, headers)

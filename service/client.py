@@ -1,29 +1,26 @@
 """The client's end of a request: work goes on only while somebody waits for it."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-T = TypeVar("T")
 
+class Client:
+    """Calls `gone` once the client closes the connection, until it is told that nobody needs to know any more.
 
-async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """The result of `work`; cancels it and raises ClientDisconnect once the client closes the connection."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+    One task from a request to the end of its response: what the request waits for has to end by `gone`.
+    """
 
+    def __init__(self, receive: Receive, gone: Callable[[], None]) -> None:
+        """Of a request whose body has been read."""
+        self._gone = gone
+        self._task = asyncio.ensure_future(self._watch(receive))
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone()
+
+    def forget(self) -> None:
+        self._task.cancel()

@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answer import Answer
+from service.ids import new_id
 from service.metrics import Metrics
 from service.tracing import Tracing
 
@@ -76,7 +76,7 @@ class Doorkeeper:
             return
         began = time.monotonic()
         given = Headers(scope=scope).get(HEADER, "")
-        name = given if TAKEN.fullmatch(given) else uuid.uuid4().hex
+        name = given if TAKEN.fullmatch(given) else new_id()
         status: int | None = None
 
         async def sending(message: Message) -> None:

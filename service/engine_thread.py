@@ -66,6 +66,8 @@ class EngineThread:
         self._told: list[Callable[[], None]] = []  # the engine's thread: what the loop hears next
         self._inbox: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
         self._closing = False
+        self._wake = threading.Lock()  # held while the loop is woken, so that it is not closed meanwhile
+        self._deaf = False  # the loop is about to be closed
         # A daemon: nothing can interrupt a load or a step, and the process may have to leave before they end.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -110,6 +112,8 @@ class EngineThread:
         self._closing = True
         self._inbox.put(lambda engine: None)  # wakes it
         await asyncio.to_thread(self._thread.join, 0.0 if self.prompts is None else JOIN_SECONDS)
+        with self._wake:
+            self._deaf = True
 
     def ready(self) -> Prompts:
         """What turns bodies into prompts; raises NotReadyError unless requests are taken."""
@@ -123,7 +127,8 @@ class EngineThread:
         self.ready()
         if len(self._live) + requests > self.limit:
             raise QueueFullError(
-                f"{len(self._live)} requests run or wait, and this server takes {self.limit}: try again later"
+                f"{len(self._live)} requests run or wait, and this server takes {self.limit}: try again later",
+                len(self._live) + requests - self.limit,
             )
 
     async def prepare(self, params: SamplingParams) -> None:
@@ -246,17 +251,18 @@ class EngineThread:
             self._tell(answer.push, Piece(output.text, output.logprobs, trace))
         if output.finish_reason is not None:
             del self._answers[sequence.id]
-            error = StepError(sequence.error or "the step failed") if output.finish_reason == "error" else None
-            self._tell(self._ended, answer, error)
+            self._tell(self._ended, answer, sequence.error)
 
     def _tell(self, call: Callable[..., None], *arguments: object) -> None:
         self._told.append(partial(call, *arguments))
 
     def _flush(self) -> None:
-        """Wakes the event loop once for all that was told."""
-        if self._told and not self._loop.is_closed():
+        """Wakes the event loop once for all that was told, unless it no longer listens."""
+        if self._told:
             told, self._told = self._told, []
-            self._loop.call_soon_threadsafe(_call_all, told)
+            with self._wake:
+                if not self._deaf:
+                    self._loop.call_soon_threadsafe(_call_all, told)
 
 
 def _call_all(calls: list[Callable[[], None]]) -> None:

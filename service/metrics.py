@@ -4,7 +4,7 @@ Names that begin with `vllm:` mean what they mean in vLLM, so that its dashboard
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -15,41 +15,41 @@ from runtime.stats import STEP_TOKENS
 from service.engine_thread import EngineThread
 from service.latencies import buckets
 
-# name, what is read from the engine's figures, help
-GAUGES: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
-    ("vllm:num_requests_running", lambda s: s["rows_in_use"], "Requests in rows."),
-    ("vllm:num_requests_waiting", lambda s: s["waiting"], "Requests that wait for a row."),
-    ("vllm:kv_cache_usage_perc", lambda s: s["kv_bytes_reserved"] / s["kv_bytes_limit"],
+# name, which of `_read`'s figures, help
+GAUGES = (
+    ("vllm:num_requests_running", "rows_in_use", "Requests in rows."),
+    ("vllm:num_requests_waiting", "waiting", "Requests that wait for a row."),
+    ("vllm:kv_cache_usage_perc", "kv_part",
      "Part of the memory for keys and values that running requests have reserved, 0 to 1."),
-    ("gorgon:rows", lambda s: s["rows"], "Requests that can run at the same time."),
-    ("gorgon:rows_held", lambda s: s["rows_held"], "Rows kept for prompts that begin alike."),
-    ("gorgon:queue_limit", lambda s: s["queue"], "Requests that may wait."),
-    ("gorgon:kv_bytes_limit", lambda s: s["kv_bytes_limit"], "Memory for keys and values."),
-    ("gorgon:kv_bytes_reserved", lambda s: s["kv_bytes_reserved"], "Such memory that running requests have reserved."),
-    ("gorgon:kv_bytes_held", lambda s: s["kv_bytes_held"], "Such memory in rows kept for prompts that begin alike."),
-    ("gorgon:cost_model_error_ratio", lambda s: s["drafting"]["cost_error"],
+    ("gorgon:rows", "rows", "Requests that can run at the same time."),
+    ("gorgon:rows_held", "rows_held", "Rows kept for prompts that begin alike."),
+    ("gorgon:queue_limit", "queue", "Requests that may wait."),
+    ("gorgon:kv_bytes_limit", "kv_bytes_limit", "Memory for keys and values."),
+    ("gorgon:kv_bytes_reserved", "kv_bytes_reserved", "Such memory that running requests have reserved."),
+    ("gorgon:kv_bytes_held", "kv_bytes_held", "Such memory in rows kept for prompts that begin alike."),
+    ("gorgon:cost_model_error_ratio", "drafting.cost_error",
      "Recent mean of |measured / predicted - 1| of the decoder's time."),
 )  # fmt: skip
-COUNTERS: tuple[tuple[str, Callable[[dict[str, Any]], float], str], ...] = (
-    ("vllm:prompt_tokens", lambda s: s["prefilled"] + s["reused"], "Prompt tokens, computed or reused."),
-    ("vllm:generation_tokens", lambda s: s["tokens"], "Tokens emitted."),
-    ("vllm:prefix_cache_queries", lambda s: s["prefilled"] + s["reused"], "Prompt tokens, computed or reused."),
-    ("vllm:prefix_cache_hits", lambda s: s["reused"], "Prompt tokens reused."),
-    ("vllm:prompt_tokens_cached", lambda s: s["reused"], "Prompt tokens reused."),
-    ("vllm:spec_decode_num_drafts", lambda s: s["drafts"], "Draft trees of more than a root."),
-    ("vllm:spec_decode_num_draft_tokens", lambda s: s["drafted"], "Nodes of draft trees, roots left out."),
-    ("vllm:spec_decode_num_accepted_tokens", lambda s: s["accepted"], "Nodes accepted."),
-    ("gorgon:steps", lambda s: s["steps"], "Steps."),
-    ("gorgon:failed_steps", lambda s: s["failed_steps"], "Steps that failed, with all their requests."),
-    ("gorgon:session_seconds", lambda s: s["session_seconds"], "Time of steps in decoder and heads."),
-    ("gorgon:host_seconds", lambda s: s["host_seconds"], "Time of steps outside decoder and heads."),
-    ("gorgon:decode_rows", lambda s: s["decoded_rows"], "Rows of decode steps."),
-    ("gorgon:decode_tokens", lambda s: s["decoded_tokens"], "Tokens that decode steps emitted."),
-    ("gorgon:draft_rows", lambda s: s["drafting"]["rows"], "Rows of steps that could have drafted."),
-    ("gorgon:draft_nodes", lambda s: s["drafting"]["nodes"], "Nodes that were drafted for them, roots left out."),
-    ("gorgon:lookup_draft_nodes", lambda s: s["drafting"]["lookup_drafted"],
+COUNTERS = (
+    ("vllm:prompt_tokens", "prompts", "Prompt tokens, computed or reused."),
+    ("vllm:generation_tokens", "tokens", "Tokens emitted."),
+    ("vllm:prefix_cache_queries", "prompts", "Prompt tokens, computed or reused."),
+    ("vllm:prefix_cache_hits", "reused", "Prompt tokens reused."),
+    ("vllm:prompt_tokens_cached", "reused", "Prompt tokens reused."),
+    ("vllm:spec_decode_num_drafts", "drafts", "Draft trees of more than a root."),
+    ("vllm:spec_decode_num_draft_tokens", "drafted", "Nodes of draft trees, roots left out."),
+    ("vllm:spec_decode_num_accepted_tokens", "accepted", "Nodes accepted."),
+    ("gorgon:steps", "steps", "Steps."),
+    ("gorgon:failed_steps", "failed_steps", "Steps that failed, with all their requests."),
+    ("gorgon:session_seconds", "session_seconds", "Time of steps in decoder and heads."),
+    ("gorgon:host_seconds", "host_seconds", "Time of steps outside decoder and heads."),
+    ("gorgon:decode_rows", "decoded_rows", "Rows of decode steps."),
+    ("gorgon:decode_tokens", "decoded_tokens", "Tokens that decode steps emitted."),
+    ("gorgon:draft_rows", "drafting.rows", "Rows of steps that could have drafted."),
+    ("gorgon:draft_nodes", "drafting.nodes", "Nodes that were drafted for them, roots left out."),
+    ("gorgon:lookup_draft_nodes", "drafting.lookup_drafted",
      "Nodes drafted by prompt lookup, or that a grammar forced."),
-    ("gorgon:lookup_accepted_nodes", lambda s: s["drafting"]["lookup_accepted"], "Such nodes accepted."),
+    ("gorgon:lookup_accepted_nodes", "drafting.lookup_accepted", "Such nodes accepted."),
 )  # fmt: skip
 
 
@@ -83,15 +83,12 @@ class Metrics(Collector):
             yield from self._of_engine(stats, self._name or stats["model"])
 
     def _of_engine(self, stats: dict[str, Any], model: str) -> Iterator[Metric]:
-        own = ["model_name"]
-        for name, read, text in GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=own)
-            gauge.add_metric([model], read(stats))
-            yield gauge
-        for name, read, text in COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=own)
-            counter.add_metric([model], read(stats))
-            yield counter
+        own, figures = ["model_name"], _read(stats)
+        for kind, table in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for name, figure, text in table:
+                family = kind(name, text, labels=own)
+                family.add_metric([model], figures[figure])
+                yield family
         success = CounterMetricFamily("vllm:request_success", "Requests that ended.", labels=[*own, "finished_reason"])
         for reason, count in stats["finished"].items():
             success.add_metric([model, reason], count)
@@ -121,6 +118,16 @@ class Metrics(Collector):
             "vllm:iteration_tokens_total", "Tokens of prompts and answers together of a step.", model,
             buckets(STEP_TOKENS, stats["steps_by_tokens"]), stats["prefilled"] + stats["tokens"],
         )  # fmt: skip
+
+
+def _read(stats: dict[str, Any]) -> dict[str, Any]:
+    """The engine's figures, those of drafting among them, and what only Prometheus asks for."""
+    return {
+        **stats,
+        **{f"drafting.{name}": figure for name, figure in stats["drafting"].items()},
+        "kv_part": stats["kv_bytes_reserved"] / stats["kv_bytes_limit"],
+        "prompts": stats["prefilled"] + stats["reused"],
+    }
 
 
 def _histogram(name: str, text: str, model: str, counts: list[tuple[str, float]], total: float) -> Metric:

@@ -1,19 +1,19 @@
 """Answers in OpenAI's shapes: whole ones, the chunks of streams, log-probabilities, usage and errors."""
 
-import json
 import re
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 
 from runtime.errors import ContextError, GorgonError, UnknownModelError
 from runtime.params import SamplingParams
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
+from service.ids import new_id
 
 if TYPE_CHECKING:
     from runtime.sampling import Logprobs
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 TYPES = {429: "rate_limit_error", **dict.fromkeys((400, 401, 404, 405, 408, 413, 422), "invalid_request_error")}
 KNOWN: dict[type[Exception], str] = {ContextError: "context_length_exceeded", UnknownModelError: "model_not_found"}
 PARAMS: dict[type[Exception], str] = {UnknownModelError: "model"}
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every event
 CODES = {408: "body_too_late", 413: "body_too_large", 429: "queue_full", 503: "not_ready", 504: "timeout"}
 
 
@@ -92,7 +91,7 @@ class Envelope:
 
     def __init__(self, shape: Shape, prefix: str, model: str, choices: Sequence[Choice], per_prompt: int) -> None:
         self.shape = shape
-        self._head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._head = {"id": f"{prefix}-{new_id()}", "created": int(time.time()), "model": model}
         self._choices = choices
         self._per_prompt = per_prompt  # choices: a prompt counts once
 
@@ -100,7 +99,7 @@ class Envelope:
         choices = [self.shape.whole(choice, piece) for choice, piece in zip(self._choices, pieces, strict=True)]
         return {**self._head, "object": self.shape.object, "choices": choices, "usage": self.usage()}
 
-    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None, with_usage: bool) -> str:
+    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None, with_usage: bool) -> bytes:
         """One event of a stream; `with_usage` says that the last chunk has the usage, and the others null."""
         body = {**self._head, "object": self.shape.chunk, "choices": choices}
         return event(body | {"usage": usage} if with_usage else body)
@@ -196,5 +195,5 @@ class TextShape:
         }
 
 
-def event(data: dict[str, Any]) -> str:
-    return f"data: {ENCODE(data)}\n\n"
+def event(data: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % to_json(data)  # a third of the time that json.dumps takes

@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 from runtime.errors import GorgonError, ParameterError, UnknownModelError
 from runtime.prompts import Prompts
 from service.answer import Answer, Piece
-from service.client import unless_gone
+from service.client import Client
 from service.direct import DirectRoute
 from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
-from service.openai_answer import ChatShape, Choice, Envelope, Shape, TextShape, error_of, event
+from service.openai_answer import ChatShape, Choice, Envelope, TextShape, error_of, event
 from service.openai_document import ChatCompletion, Detokenized, Model, Models, OpenAIError, TextCompletion, Tokenized
 from service.openai_schema import ChatMessage, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.openai_schema import Request as Body
@@ -100,18 +100,19 @@ class ChunkStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event, shape: Shape, body: Body
+        self, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event, body: Body, client: Client
     ) -> None:
         super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._envelope, self._choices, self._news = envelope, choices, news
-        self._shape, self._with_usage, self._all_along = shape, body.usage_at_the_end, body.usage_all_along
+        self._envelope, self._choices, self._news, self._client = envelope, choices, news, client
+        self._shape, self._with_usage, self._all_along = envelope.shape, body.usage_at_the_end, body.usage_all_along
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with suppress(ClientDisconnect):
-                await unless_gone(self.stream_response(send), receive)
+                await self.stream_response(send)
         finally:
             _cancel(self._choices)
+            self._client.forget()
 
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -136,11 +137,11 @@ class ChunkStream(StreamingResponse):
                 if not running and self._with_usage:
                     events.append(self._envelope.chunk([], self._envelope.usage(), True))
             if not running:
-                events.append("data: [DONE]\n\n")
-            await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": bool(running)})
+                events.append(b"data: [DONE]\n\n")
+            await send({"type": "http.response.body", "body": b"".join(events), "more_body": bool(running)})
             events = []
 
-    def _chunk(self, choice: Choice, part: dict[str, Any]) -> str:
+    def _chunk(self, choice: Choice, part: dict[str, Any]) -> bytes:
         usage = self._envelope.usage(choice) if self._all_along else None
         return self._envelope.chunk([part], usage, self._with_usage)
 
@@ -212,14 +213,17 @@ async def _respond(
     http: Request, body: Body, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event
 ) -> Response:
     http.state.asked = Asked([choice.answer for choice in choices], body.choices)
+    client = Client(http.receive, partial(_leave, choices))
     try:
-        await unless_gone(_admitted(choices), http.receive)
+        await _admitted(choices)
         if body.stream:
-            return ChunkStream(envelope, choices, news, envelope.shape, body)
-        whole = await unless_gone(_whole([choice.answer for choice in choices], news), http.receive)
+            return ChunkStream(envelope, choices, news, body, client)
+        whole = await _whole([choice.answer for choice in choices], news)
     except BaseException:
         _cancel(choices)
+        client.forget()
         raise
+    client.forget()
     return JSONResponse(envelope.whole(whole))
 
 
@@ -247,3 +251,8 @@ async def _whole(answers: Sequence[Answer], news: asyncio.Event) -> list[Piece]:
 def _cancel(choices: Sequence[Choice]) -> None:
     for choice in choices:
         choice.answer.cancel()
+
+
+def _leave(choices: Sequence[Choice]) -> None:
+    for choice in choices:
+        choice.answer.leave()

@@ -78,6 +78,7 @@ class Server(uvicorn.Server):
             access_log=False,
             lifespan="on",
             ws="none",
+            proxy_headers=False,  # nothing here asks who the client is
         )
         super().__init__(options)
         self._engine = engine

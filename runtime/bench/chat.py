@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from runtime.bench.compare import Ratio, Spread
-from runtime.bench.machine import Machine, versions
+from runtime.bench.machine import Machine, heading, versions
 from runtime.bench.markdown import ratio, spread, table
 from runtime.bench.options import add_prompts, check_prompts, positive
 from runtime.bench.prompts import MT_BENCH, MT_BENCH_TEMPLATE, questions
@@ -70,9 +70,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         texts = questions(options.prompts, options.template or "{prompt}", options.without, SEED)
     turns = measure(engine, texts, options.chats, options.turns, options.max_tokens)
-    machine, manifest = Machine.here(), engine.manifest
-    print(f"machine: {machine.cpu}, {machine.cores} cores")
-    print("versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()))
+    manifest = engine.manifest
+    print("\n".join(heading(Machine.here(), versions())))
     left_out = options.chats - len(turns) // (2 * options.turns)
     print(f"artifact: {manifest.name}, {manifest.precision}; answers of {options.max_tokens} tokens at most")
     print(f"{options.chats} chats, {left_out} of them left out\n")

@@ -197,7 +197,7 @@ def peer_seconds(options: argparse.Namespace, manifest: Manifest) -> dict[str, A
     """Seconds of a step of transformers for each number of sequences, or why there are none."""
     asked = {
         "config": str(options.peer_config), "sequences": options.sequences, "context": options.context,
-        "dtype": manifest.values, "repeat": options.repeat,
+        "dtype": manifest.values, "repeat": options.repeat, "device": DEVICES[options.provider].name,
     }  # fmt: skip
     command = [options.peer, str(PEER), json.dumps(asked)]
     try:

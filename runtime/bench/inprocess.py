@@ -49,4 +49,5 @@ def _timeline(sent: float, events: list[float], end: float, output: Output) -> T
     sequence = output.sequence
     outcome: Outcome = "failed" if output.finish_reason == "error" else "completed"
     tokens = len(sequence.prompt), len(sequence.tokens)
-    return Timeline(sent, sent, tuple(events), end, outcome, *tokens, error=sequence.error)
+    error = None if sequence.error is None else str(sequence.error)
+    return Timeline(sent, sent, tuple(events), end, outcome, *tokens, error=error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.bench.arrivals import Closed
 from runtime.bench.compare import Ratio, Spread
-from runtime.bench.machine import Machine
+from runtime.bench.machine import Machine, heading
 from runtime.bench.markdown import ratio, spread, table
 from runtime.bench.timeline import Limits, LoadRun, Percentiles, Setting
 
@@ -134,13 +134,12 @@ class LoadReport:
 
     def table(self) -> str:
         """Markdown: what it ran on, then throughput and latency of each setting."""
-        machine, server = self.machine, self.server
+        server = self.server
         good = f"at most {self.limits.per_token * 1e3:g} ms a token"
         if self.limits.first is not None:
             good += f" and {self.limits.first * 1e3:g} ms to the first"
         head = [
-            f"machine: {machine.cpu}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {' '.join(machine.isa)}",
-            "versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items()),
+            *heading(self.machine, self.versions),
             f"server: {server['model']}, {server['precision']}, {server['provider']}, {server['rows']} rows",
             f"prompts: {self.prompts}; answers: {self.answers}; goodput: {good}",
             f"runs: {len(self.runs)}, settings in turns;"

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -29,6 +30,14 @@ class Machine:
 def versions() -> dict[str, str]:
     """Python and the packages that decide the speed, as far as they are installed."""
     return {"python": platform.python_version()} | machine.versions(PACKAGES)
+
+
+def heading(here: Machine, used: Mapping[str, str]) -> list[str]:
+    """The two lines that figures begin with; `used` are versions."""
+    return [
+        f"machine: {here.cpu}, {here.cores} cores, {here.memory / 2**30:.0f} GiB, {' '.join(here.isa)}",
+        "versions: " + ", ".join(f"{name} {number}" for name, number in used.items()),
+    ]
 
 
 class OtherLoad:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bench.machine import Machine, versions
+from runtime.bench.machine import Machine, heading, versions
 from runtime.bench.roofline import Roofline
 from runtime.errors import ConfigurationError
 from runtime.manifest import Manifest
@@ -89,12 +89,11 @@ class ProfileReport:
         return f"{self.artifact}, {self.precision}, {self.provider}, {self.threads} threads, {self.machine.cpu}"
 
     def table(self) -> str:
-        machine, cost = self.machine, self.profile.cost
+        cost = self.profile.cost
         value = cost.to_json()
         rows, tokens = value["rows"], value["tokens"]
         lines = [
-            f"machine: {machine.cpu}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {' '.join(machine.isa)}",
-            "versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items()),
+            *heading(self.machine, self.versions),
             f"artifact: {self.artifact}, {self.precision}, {self.provider}, {self.threads} threads",
             f"profile: {self.path}",
             "",

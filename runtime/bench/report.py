@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from runtime.bench.compare import Figures, Ratio, Spread
-from runtime.bench.machine import Machine
+from runtime.bench.machine import Machine, heading
 from runtime.bench.measure import Run
 
 HEADINGS = ("concurrent", "speculation", "tokens/s", "tokens/step", "ms/step", "host ms/step", "speed-up", "acceptance")
@@ -29,11 +29,9 @@ class Report:
 
     def table(self) -> str:
         """Markdown: what it ran on, then a line for each setting. Every line of figures names the acceptance."""
-        machine = self.machine
         load = Spread.of([run.other_load for run in self.runs])
         lines = [
-            f"machine: {machine.cpu}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {' '.join(machine.isa)}",
-            "versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items()),
+            *heading(self.machine, self.versions),
             f"artifact: {self.artifact}, {self.precision}, {self.provider}, {self.threads} threads",
             f"prompts: {self.prompts}, at most {self.max_tokens} tokens each, greedy, acceptance {self.acceptance}",
             f"runs: {len(self.runs)}, settings in turns; meanwhile other processes took {load.median:.0%}"

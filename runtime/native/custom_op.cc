@@ -58,9 +58,6 @@ Tensor Info::constant(std::size_t input) const {
 }
 
 Tensor Context::input(std::size_t index) const {
-  std::size_t count = 0;
-  check(api_, ort::KernelContextGetInputCount::call(api_, context_, &count));
-  if (index >= count) return {};
   const ort::Value* value = nullptr;
   check(api_, ort::KernelContextGetInput::call(api_, context_, index, &value));
   return tensor_of(api_, value);

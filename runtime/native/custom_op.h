@@ -2,8 +2,7 @@
 //
 // A kernel class has
 //   static constexpr const char* kName;
-//   static constexpr ort::Element kInputs[], kOutputs[];   types, in order
-//   static constexpr std::size_t kOptionalInputs;          how many of the last inputs may be left out
+//   static constexpr ort::Element kInputs[], kOutputs[];   types, in order; kAny last: inputs of any number and types
 //   explicit Kernel(const Info&);                          once, at load; throws std::exception to refuse the node
 //   void compute(const Context&) const;                    possibly several at a time
 #pragma once
@@ -20,7 +19,7 @@
 namespace gorgon {
 
 struct Tensor {
-  void* data = nullptr;  // null where an optional input is left out
+  void* data = nullptr;
   ort::Element type = ort::kFloat;
   std::vector<std::int64_t> shape;
 
@@ -71,8 +70,10 @@ class Operator : public ort::CustomOp {
     output_type = [](const CustomOp*, std::size_t i) -> int { return Kernel::kOutputs[i]; };
     output_count = [](const CustomOp*) { return std::size(Kernel::kOutputs); };
     input_characteristic = [](const CustomOp*, std::size_t i) {
-      return i + Kernel::kOptionalInputs < std::size(Kernel::kInputs) ? ort::kRequired : ort::kOptional;
+      return Kernel::kInputs[i] == ort::kAny ? ort::kVariadic : ort::kRequired;
     };
+    variadic_input_minimum = [](const CustomOp*) { return 1; };
+    variadic_input_homogeneous = [](const CustomOp*) { return 0; };
     output_characteristic = [](const CustomOp*, std::size_t) { return ort::kRequired; };
     input_memory = [](const CustomOp*, std::size_t) { return ort::kDefaultMemory; };
     start_version = [](const CustomOp*) { return 1; };

@@ -79,7 +79,7 @@ GORGON_EXPORT int gorgon_matmul_int4(const float* x, std::size_t tokens, const s
     const Threads own(threads);
     const Parallel pool = own.pool();
     const Int4Weights weights = pack_int4(packed, scale, inputs, outputs, block, pool);
-    multiply_int4(weights, path(), x, tokens, y, pool);
+    multiply_int4(&weights, 1, path(), x, tokens, y, pool);
   });
 }
 

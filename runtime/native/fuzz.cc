@@ -1,6 +1,7 @@
-// Products of random shapes, each array in memory of exactly its size: for sanitizers and valgrind to watch.
+// Products and drafts of random shapes, each array in memory of exactly its size: for sanitizers and valgrind to watch.
 //
 //   gorgon_fuzz PATH CASES SEED [LARGEST]   every case has to give the bits of the portable path
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include "entry.h"
 #include "matmul_int4.h"
 #include "matmul_int8.h"
+#include "top_drafts.h"
 
 namespace gorgon {
 namespace {
@@ -25,14 +27,19 @@ class Cases {
     const std::size_t tokens = pick(0, pick(0, 9) ? 20 : 512), inputs = pick(1, largest_), outputs = pick(1, largest_ / 2);
     const std::size_t block = std::size_t{32} << pick(0, 3), blocks = (inputs + block - 1) / block;
     const std::vector<float> x = floats(tokens * inputs, -3, 3);
-    const std::vector<std::uint8_t> packed = bytes(outputs * blocks * block / 2);
-    std::vector<float> scale = floats(outputs * blocks, -0.01f, 0.01f);
-    if (pick(0, 1)) for (float& s : scale) s = std::ldexp(std::round(s * 4096), -12);  // a float16
+    const std::size_t layers = pick(1, 3);
     const Threads threads(static_cast<int>(pick(1, 3)));
     const Parallel pool = threads.pool();
-    const Int4Weights int4 = pack_int4(packed.data(), scale.data(), inputs, outputs, block, pool);
-    const int first = same(path, tokens * outputs, [&](Path on, float* y) {
-      multiply_int4(int4, on, x.data(), tokens, y, pool);
+    std::vector<Int4Weights> int4;
+    for (std::size_t layer = 0; layer < layers; layer++) {
+      const std::vector<std::uint8_t> packed = bytes(outputs * blocks * block / 2);
+      std::vector<float> scale = floats(outputs * blocks, -0.01f, 0.01f);
+      if (pick(0, 1)) for (float& s : scale) s = std::ldexp(std::round(s * 4096), -12);  // a float16
+      int4.push_back(pack_int4(packed.data(), scale.data(), inputs, outputs, block, pool));
+    }
+    const std::vector<float> parts = floats(tokens * layers * inputs, -3, 3);
+    const int first = same(path, tokens * layers * outputs, [&](Path on, float* y) {
+      multiply_int4(int4.data(), layers, on, parts.data(), tokens, y, pool);
     });
     const std::vector<std::uint8_t> levels = bytes(inputs * outputs);
     const std::vector<float> channels = floats(outputs, 0, 0.01f);
@@ -42,12 +49,30 @@ class Cases {
       multiply_int8(int8, on, x.data(), tokens, y, pool);
     });
     if (first || second)
-      std::printf("%s differs: %zu tokens, %zu inputs, %zu outputs, block %zu\n", first ? "int4" : "int8", tokens, inputs,
-                  outputs, block);
-    return first | second;
+      std::printf("%s differs: %zu tokens, %zu inputs, %zu outputs, block %zu, %zu layers\n", first ? "int4" : "int8",
+                  tokens, inputs, outputs, block, layers);
+    return first | second | drafts(x, tokens, inputs, path, pool);
   }
 
  private:
+  // The best of each row: in order, and none better left out. Log-probabilities have no bits to compare: each path's
+  // exponential is its own.
+  int drafts(const std::vector<float>& logits, std::size_t rows, std::size_t vocab, Path path, const Parallel& pool) {
+    const std::size_t top_k = pick(1, std::min<std::size_t>(vocab, 20));
+    std::vector<float> logprobs(rows * top_k);
+    std::vector<std::int64_t> tokens(rows * top_k);
+    top_drafts(logits.data(), rows, vocab, top_k, logprobs.data(), tokens.data(), path, pool);
+    for (std::size_t row = 0; row < rows; row++) {
+      std::vector<float> sorted(logits.begin() + row * vocab, logits.begin() + (row + 1) * vocab);
+      const std::vector<float> given = sorted;
+      std::sort(sorted.rbegin(), sorted.rend());
+      for (std::size_t i = 0; i < top_k; i++)
+        if (given.at(tokens[row * top_k + i]) != sorted[i] || !(logprobs[row * top_k + i] <= 0))
+          return std::printf("drafts differ: %zu of %zu tokens, row %zu, rank %zu\n", top_k, vocab, row, i), 1;
+    }
+    return 0;
+  }
+
   template <typename Multiply>
   static int same(Path path, std::size_t size, Multiply multiply) {
     std::vector<float> want(size), found(size);

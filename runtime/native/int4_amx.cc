@@ -49,7 +49,7 @@ inline void add_block(const Activations& a, std::size_t b, __m512 scale, const s
 inline void store(const Int4Weights& w, std::size_t first, const Activations& a, const __m512* total) {
   const __mmask16 there = first_lanes(w.outputs, first);
   for (std::size_t t = 0; t < a.tokens; t++)
-    _mm512_mask_storeu_ps(a.out + t * w.outputs + first, there, total[t]);
+    _mm512_mask_storeu_ps(a.out + t * a.stride + first, there, total[t]);
 }
 
 // Half a tile's outputs for one group, or for two.
@@ -99,12 +99,12 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
 }
 
 // Values of a token side by side: [tokens][inputs], not interleaved.
-void quantize(const Int4Weights& w, const float* x, std::size_t tokens, std::int8_t* values, float* scales,
-              std::int32_t* offsets) {
+void quantize(const Int4Weights& w, const float* x, std::size_t stride, std::size_t tokens, std::int8_t* values,
+              float* scales, std::int32_t* offsets) {
   for (std::size_t t = 0; t < tokens; t++)
     for (std::size_t b = 0; b < w.blocks; b++) {
       const std::size_t start = b * w.block, left = w.inputs - start;
-      quantize_block(x + t * w.inputs + start, std::min(left, w.block), w.block, values + t * w.width + start, 4,
+      quantize_block(x + t * stride + start, std::min(left, w.block), w.block, values + t * w.width + start, 4,
                      scales[b * tokens + t], offsets[b * tokens + t]);
     }
 }

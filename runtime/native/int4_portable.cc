@@ -34,7 +34,7 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
           }
         }
         for (std::size_t n = 0; n < kTile && tile * kTile + n < w.outputs; n++)
-          a.out[t * w.outputs + tile * kTile + n] = total[n];
+          a.out[t * a.stride + tile * kTile + n] = total[n];
       }
     }
 }

@@ -80,7 +80,7 @@ void quarter_tile(const Int4Weights& w, std::size_t tile, int quarter, const Act
   for (int t = 0; t < T; t++) {
     alignas(32) float out[8];
     _mm256_store_ps(out, total[t]);
-    std::memcpy(a.out + (first + t) * w.outputs + output, out, there * sizeof(float));
+    std::memcpy(a.out + (first + t) * a.stride + output, out, there * sizeof(float));
   }
 }
 

@@ -31,7 +31,7 @@ void tile_of(const Int8Weights& w, std::size_t tile, const Activations& a) {
     const __m512 scale = _mm512_load_ps(w.scales.as<float>() + first);
     for (int t = 0; t < T; t++) {
       const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t][n]), scale);
-      _mm512_mask_storeu_ps(a.out + t * w.outputs + first, there, _mm512_mul_ps(product, _mm512_set1_ps(a.scales[t])));
+      _mm512_mask_storeu_ps(a.out + t * a.stride + first, there, _mm512_mul_ps(product, _mm512_set1_ps(a.scales[t])));
     }
   }
 }

@@ -17,7 +17,7 @@ void multiply(const Int8Weights& w, std::size_t first, std::size_t last, const A
           for (std::size_t i = 0; i < 4 * kTile; i++) sum[i / 4] += row[i] * a.values[(r * a.tokens + t) * 4 + i % 4];
         for (std::size_t n = 0; n < kTile && tile * kTile + n < w.outputs; n++) {
           const float weight = w.scales.as<float>()[tile * kTile + n];
-          a.out[t * w.outputs + tile * kTile + n] = static_cast<float>(sum[n]) * weight * a.scales[t];
+          a.out[t * a.stride + tile * kTile + n] = static_cast<float>(sum[n]) * weight * a.scales[t];
         }
       }
     }

@@ -72,9 +72,9 @@ Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_
   return w;
 }
 
-void multiply_int4(const Int4Weights& weights, Path path, const float* x, std::size_t tokens, float* y,
+void multiply_int4(const Int4Weights* layers, std::size_t count, Path path, const float* x, std::size_t tokens, float* y,
                    const Parallel& pool) {
-  run_product(weights, functions(path), x, tokens, y, pool);
+  run_product(layers, count, functions(path), x, tokens, y, pool);
 }
 
 }  // namespace gorgon

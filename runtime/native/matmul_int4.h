@@ -33,8 +33,8 @@ struct Int4Weights {
 Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_t inputs, std::size_t outputs,
                       std::size_t block, const Parallel& pool);
 
-// x [tokens, inputs] -> y [tokens, outputs].
-void multiply_int4(const Int4Weights& weights, Path path, const float* x, std::size_t tokens, float* y,
+// x [tokens, count, inputs] -> y [tokens, count, outputs]: `count` layers of one shape, each on its own part.
+void multiply_int4(const Int4Weights* layers, std::size_t count, Path path, const float* x, std::size_t tokens, float* y,
                    const Parallel& pool);
 
 }  // namespace gorgon

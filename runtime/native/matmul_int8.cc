@@ -42,10 +42,10 @@ bool has_int8(Path path) { return path == Path::kAvx512Vnni || path == Path::kAm
 void multiply_int8(const Int8Weights& weights, Path path, const float* x, std::size_t tokens, float* y,
                    const Parallel& pool) {
 #if defined(__x86_64__)
-  if (has_int8(path)) return run_product(weights, kInt8Avx512Vnni, x, tokens, y, pool);
+  if (has_int8(path)) return run_product(&weights, 1, kInt8Avx512Vnni, x, tokens, y, pool);
 #endif
   static_cast<void>(path);
-  run_product(weights, kInt8Portable, x, tokens, y, pool);
+  run_product(&weights, 1, kInt8Portable, x, tokens, y, pool);
 }
 
 }  // namespace gorgon

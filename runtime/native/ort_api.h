@@ -22,9 +22,9 @@ struct Value;
 struct TensorInfo;
 
 constexpr int kFail = 1, kInvalidArgument = 2;  // OrtErrorCode
-enum Element : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9 };  // ONNXTensorElementDataType
-constexpr int kRequired = 0, kOptional = 1;    // OrtCustomOpInputOutputCharacteristic
-constexpr int kDefaultMemory = 0;              // OrtMemType
+enum Element : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9 };  // ONNXTensorElementDataType
+constexpr int kRequired = 0, kVariadic = 2;  // OrtCustomOpInputOutputCharacteristic
+constexpr int kDefaultMemory = 0;            // OrtMemType
 
 struct Api {
   using Any = void (*)();
@@ -59,7 +59,6 @@ using GetDimensions = Function<62, Status*(const TensorInfo*, std::int64_t* out,
 using GetTensorTypeAndShape = Function<65, Status*(const Value*, TensorInfo** out)>;
 using KernelInfoGetAttributeFloat = Function<85, Status*(const KernelInfo*, const char* name, float* out)>;
 using KernelInfoGetAttributeInt64 = Function<86, Status*(const KernelInfo*, const char* name, std::int64_t* out)>;
-using KernelContextGetInputCount = Function<88, Status*(const KernelContext*, std::size_t* out)>;
 using KernelContextGetInput = Function<90, Status*(const KernelContext*, std::size_t index, const Value** out)>;
 using KernelContextGetOutput = Function<91, Status*(KernelContext*, std::size_t index, const std::int64_t* shape,
                                                     std::size_t dimensions, Value** out)>;

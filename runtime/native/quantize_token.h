@@ -46,10 +46,10 @@ inline std::int32_t quantize_token(const float* x, std::size_t inputs, float sca
   return sum;
 }
 
-inline void quantize_group(const Int8Weights& w, const float* x, std::size_t tokens, std::int8_t* values, float* scales,
-                           std::int32_t* offsets) {
+inline void quantize_group(const Int8Weights& w, const float* x, std::size_t stride, std::size_t tokens,
+                           std::int8_t* values, float* scales, std::int32_t* offsets) {
   for (std::size_t t = 0; t < tokens; t++) {
-    const float* token = x + t * w.inputs;
+    const float* token = x + t * stride;
     scales[t] = largest_of(token, w.inputs) * (1.0f / 127);
     const float divisor = scales[t] > 0 ? scales[t] : 1;
     offsets[t] = -128 * quantize_token(token, w.inputs, divisor, values + 4 * t, 4 * tokens);

@@ -44,6 +44,6 @@ void check_arguments(const TreeAttention& a);
 // `a` has passed check_arguments, and the processor has `path`. AVX-512 and AMX take vectors of 16, AVX2 of 8.
 void tree_attention(const TreeAttention& a, Path path, const Parallel& pool);
 
-void exponential(const float* x, float* y, int64_t n, Path path);  // y = e^x for x <= 0, n a multiple of 16; for tests
+void exponential(const float* x, float* y, int64_t n, Path path);  // y = e^x for x <= 0, n a multiple of 16
 
 }  // namespace gorgon

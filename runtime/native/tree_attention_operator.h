@@ -15,7 +15,6 @@ class TreePlanOperator {
   static constexpr ort::Element kOutputs[] = {ort::kInt64, ort::kInt64, ort::kInt64, ort::kFloat,
                                               ort::kInt64, ort::kInt64, ort::kInt64, ort::kInt64,
                                               ort::kInt64, ort::kInt32, ort::kInt32};
-  static constexpr std::size_t kOptionalInputs = 0;
 
   explicit TreePlanOperator(const Info&) {}
 
@@ -35,7 +34,6 @@ class TreeAttentionOperator {
       ort::kInt64, ort::kInt64, ort::kInt64, ort::kFloat, ort::kInt64, ort::kInt64, ort::kInt64, ort::kInt64,
       ort::kInt64, ort::kInt32, ort::kInt32};
   static constexpr ort::Element kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
-  static constexpr std::size_t kOptionalInputs = 0;
 
   explicit TreeAttentionOperator(const Info& info)
       : heads_(info.integer("heads")), kv_heads_(info.integer("kv_heads")), path_(path()) {}

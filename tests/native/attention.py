@@ -2,6 +2,7 @@
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,7 @@ def random_step(rng: np.random.Generator, shape: Shape, length: list[int], paren
     return Step(np.array(length, np.int64), parents, 2 * rng.standard_normal((tokens, width), np.float32))
 
 
+@cache
 def tables(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     angle = np.arange(shape.capacity)[:, None] / 10000 ** (np.arange(0, shape.head_dim, 2) / shape.head_dim)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
@@ -210,10 +212,10 @@ def expected(shape: Shape, step: Step, cache: Cache) -> np.ndarray:
         x = step.qkv[first : first + n].reshape(n, heads + 2 * kv_heads, shape.head_dim).astype(np.float64)
         q = rotated(x[:, :heads], length + _depth(parents), shape)
         k, v = (part[row, :, : length + n].repeat(group, 0) for part in (key, value))
-        score = np.einsum("nhd,hld->hnl", q, k) / np.sqrt(shape.head_dim)
+        score = q.swapaxes(0, 1) @ k.swapaxes(1, 2) / np.sqrt(shape.head_dim)  # [heads, nodes, tokens]
         score[:, :, length:][:, ~_ancestors(parents)] = -np.inf
         weight = np.exp(score - score.max(-1, keepdims=True))
-        out.append(np.einsum("hnl,hld->nhd", weight / weight.sum(-1, keepdims=True), v))
+        out.append((weight / weight.sum(-1, keepdims=True) @ v).swapaxes(0, 1))
         first += n
     return np.concatenate(out)
 

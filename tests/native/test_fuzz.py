@@ -20,13 +20,14 @@ def built(folder: Path, compiler: str, *options: str) -> Path:
     if not shutil.which("cmake") or not shutil.which(compiler):
         pytest.skip(f"no CMake or no {compiler} here")
     configure = ["cmake", "-S", str(SOURCES), "-B", str(folder), f"-DCMAKE_CXX_COMPILER={compiler}", "-DGORGON_FUZZ=ON"]
-    for command in ([*configure, *options], ["cmake", "--build", str(folder), "--parallel", "2"]):
+    build = ["cmake", "--build", str(folder), "--parallel", "2", "--target", "gorgon_fuzz"]
+    for command in ([*configure, *options], build):
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "gorgon_fuzz"
 
 
-@pytest.mark.parametrize("compiler", ["g++", "clang++-16"])
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_every_path_under_sanitizers(library: Library, tmp_path: Path, compiler: str) -> None:
     fuzz = built(tmp_path, compiler, "-DGORGON_EMULATE=ON", "-DGORGON_SANITIZE=address,undefined")
     emulated = ("avx_vnni", "amx") if library.has("avx512_vnni") else ()
@@ -36,13 +37,11 @@ def test_every_path_under_sanitizers(library: Library, tmp_path: Path, compiler:
             assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), path
 
 
-@pytest.mark.parametrize("path", ["portable", "avx2"])
-def test_valgrind_finds_nothing(library: Library, tmp_path: Path, path: str) -> None:
+def test_valgrind_finds_nothing(library: Library, tmp_path: Path) -> None:
     if not shutil.which("valgrind"):
         pytest.skip("no valgrind here")
-    if not library.has(path):
-        pytest.skip(f"this processor has no {path}")
     fuzz = built(tmp_path, next(filter(shutil.which, COMPILERS)))
-    command = ["valgrind", "--quiet", "--leak-check=full", "--error-exitcode=9", str(fuzz), path, "6", "2", "90"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
+    for path in filter(library.has, ("portable", "avx2")):  # it knows no AVX-512
+        command = ["valgrind", "--quiet", "--leak-check=full", "--error-exitcode=9", str(fuzz), path, "6", "2", "90"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == 0, f"{path}: {done.stdout}{done.stderr}"

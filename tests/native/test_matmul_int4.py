@@ -45,8 +45,8 @@ def test_is_the_product_of_the_rounded_values(
     weights = matrix(rng, *shape, block, half)
     x = rng.standard_normal((11, shape[0]), np.float32) * rng.uniform(0.01, 100, (11, 1)).astype(np.float32)
     levels = rounded(x, block, weights.packed.shape[1])
-    want = np.einsum("tbk,obk->to", levels, weights.values())
-    scale = np.einsum("tbk,obk->to", np.abs(levels), np.abs(weights.values()))  # what float32 rounds in proportion to
+    levels, values = levels.reshape(11, -1), weights.values().reshape(shape[1], -1)
+    want, scale = levels @ values.T, np.abs(levels) @ np.abs(values).T  # float32 rounds in proportion to the second
     assert np.all(np.abs(multiply(library, x, weights) - want) <= 1e-6 * scale)
 
 

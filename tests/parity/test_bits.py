@@ -1,5 +1,5 @@
 """Bit-equal results: batch against single, chunked against whole prefill, and trees: with stock operators those whose
-accepted path lies first, with native ones all, and without the rule of two nodes a row."""
+accepted path lies first, with native ones all, and without the rule of two nodes a row. On a GPU they are near."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,9 @@ import pytest
 
 from runtime.tree import lone
 from tests.parity.paths import ROWS, Model, random_tree
+from tests.parity.promises import PADDED, same
 
-PRECISIONS = ("fp32", "int8", "int8-block32", "int4", "padded-fp32")
+PRECISIONS = ("fp32", "int8", "int8-block32", "int4", *PADDED)
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -36,15 +37,15 @@ def test_chunked_prefill(model: Model, texts: list, chunk: int) -> None:
     for prompt, _, want in texts:
         for at in range(0, len(prompt), chunk):
             [got] = model.run([(at, prompt[at : at + chunk])])
-        assert np.array_equal(got[0], want[0])
+        assert same(model.session, got[0], want[0])
 
 
 def test_batch_against_single(model: Model, texts: list) -> None:
     got = model.prefill([prompt for prompt, _, _ in texts])
-    assert all(np.array_equal(g, want[0]) for g, (_, _, want) in zip(got, texts, strict=True))
+    assert all(same(model.session, g, want[0]) for g, (_, _, want) in zip(got, texts, strict=True))
     for i in range(7):
         rows = model.run([(len(prompt) + i, lone(after[i])) for prompt, after, _ in texts])
-        assert all(np.array_equal(row[0], want[i + 1]) for row, (_, _, want) in zip(rows, texts, strict=True))
+        assert all(same(model.session, row[0], want[i + 1]) for row, (_, _, want) in zip(rows, texts, strict=True))
         for row, (prompt, _, _) in enumerate(texts):
             model.session.commit(row, len(prompt) + i, [0], row)
 
@@ -61,7 +62,7 @@ def test_trees(model: Model, texts: list, operators: str, seed: int) -> None:
     ]
     together = model.run([(len(prompt), tree) for (prompt, _, _), (tree, _) in zip(texts, trees, strict=True)])
     for row, (_, slots), (_, _, want) in zip(together, trees, texts, strict=True):
-        assert np.array_equal(row[slots], want[1:])
+        assert same(model.session, row[slots], want[1:])
 
 
 def test_what_follows_an_accepted_path_with_gaps(model: Model, texts: list, operators: str) -> None:
@@ -88,6 +89,6 @@ def test_a_prefill_chunk_beside_trees(model: Model, texts: list) -> None:
         trees[alone] = lone(texts[alone][1][0])
     works = [(len(prompt), tree) for (prompt, _, _), tree in zip(texts[:7], trees, strict=True)]
     rows = model.run([*works, (0, texts[7][0])])
-    assert np.array_equal(rows[7][0], texts[7][2][0])
+    assert same(model.session, rows[7][0], texts[7][2][0])
     for row, (_, after, want) in zip(rows, texts[:7], strict=False):
-        assert np.array_equal(row[: len(after)], want[1:][: len(row)])
+        assert same(model.session, row[: len(after)], want[1:][: len(row)])

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.batch import Packer
+from runtime.manifest import Manifest
+from runtime.native.library import Library
+from runtime.ragged import RaggedSession
 from tests.parity.paths import ROWS, Model, random_tree
 
 
@@ -54,12 +58,37 @@ def test_a_moved_row_continues_as_before(model: Model) -> None:
     assert np.array_equal(moved.tokens, draft.tokens) and np.array_equal(moved.logprobs, draft.logprobs)
 
 
-def test_a_released_row_gives_its_memory_back(model: Model) -> None:
+def test_a_released_row_gives_its_memory_back(demo_artifact: Callable[[str], Path], operators: str) -> None:
+    directory = demo_artifact("int8")
+    session = RaggedSession(directory, Manifest.read(directory), ROWS, operators=operators)
     resident = lambda: int(Path("/proc/self/statm").read_text().split()[1])  # noqa: E731
-    model.session.cache[:] = 1
+    session.cache[:] = 1
     full = resident()
     for row in range(ROWS):
-        model.session.release(row)
-    pages = model.session.cache.nbytes // 4096
+        session.release(row)
+    pages = session.cache.nbytes // 4096
     assert full - resident() > 0.9 * pages
-    assert not model.session.cache.any()
+    assert not session.cache.any()
+
+
+def test_rows_that_fit_keep_their_memory_and_nothing_reads_what_is_left_in_them(
+    demo_artifact: Callable[[str], Path], library: Library
+) -> None:
+    """A row that is not returned to the system brings its next sequence whatever the last one left: here no numbers."""
+    directory = demo_artifact("int8")
+    manifest = Manifest.read(directory)
+    assert library, "stock operators read more than what is committed, and give all back"
+    fits = ROWS * manifest.capacity * manifest.kv_bytes
+    prompts = [[5, 6, 7] * 9, [8, 9] * 20]
+    logits = []
+    for memory, left in ((fits, np.nan), (fits - 1, 0.0)):
+        session = RaggedSession(directory, manifest, ROWS, memory=memory)
+        model = Model(session, Packer(True, manifest.even_tokens, manifest.context))
+        session.cache[:] = np.nan
+        for row in range(ROWS):
+            session.release(row)
+        assert np.array_equal(session.cache[:, 2], np.full_like(session.cache[:, 2], left), equal_nan=True)
+        model.prefill(prompts)
+        tree, _ = random_tree(np.random.default_rng(0), [3, 4], 9, manifest.vocab, False)
+        logits.append(np.concatenate(model.run([(27, tree), (40, [5, 6])])))
+    assert np.array_equal(*logits) and np.isfinite(logits[0]).all()

@@ -4,7 +4,10 @@ Each field is also shown to matter: the same checkpoint read without it gives ot
 """
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,15 @@ from export.artifact import Source, export
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
 from export.reference import Reference, chain
-from runtime.manifest import FORMS, Manifest
+from runtime.manifest import Manifest
 from runtime.params import EngineConfig
 from runtime.session import Batch
 from runtime.sessions import open_session
+from tests import provider
 from tests.checkpoints import tiny_llama
+from tests.parity.promises import PADDED
 
-LIMIT = 2e-4  # of the largest logit
+LIMIT = {"fp32": 2e-4, "fp16": 0.02}  # of the largest logit
 TOKENS = np.random.default_rng(5).integers(0, 300, 120)
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -93,9 +98,10 @@ def by_reference(checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
     return reference.logits(reference.hidden_states([chain(tokens.tolist())])[0])
 
 
-def by_artifact(checkpoint: Path, out: Path, tokens: np.ndarray, form: str) -> np.ndarray:
-    export(Source(checkpoint, None, "fp32", form), out, lambda what: None)
-    config = EngineConfig(rows=1, threads=1)
+def by_artifact(checkpoint: Path, out: Path, tokens: np.ndarray, precision: str) -> np.ndarray:
+    form, _, kind = precision.rpartition("-")
+    export(Source(checkpoint, None, kind, form or "ragged"), out, lambda what: None)
+    config = EngineConfig(rows=1, threads=1, provider=provider.chosen if form else "cpu")
     session = open_session(out, Manifest.read(out), config, lambda what: None)
     n = np.arange(len(tokens))
     tree = np.tri(len(tokens), dtype=bool)[None]
@@ -106,18 +112,38 @@ def error(found: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(found - want).max() / np.abs(want).max())
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, np.ndarray]]:
+    """A field's checkpoint, and transformers' logits of it: made once."""
+    root = tmp_path_factory.mktemp("fields")
+
+    @cache
+    def make(name: str) -> tuple[Path, np.ndarray]:
+        checkpoint = tiny_llama(root / str(list(FIELDS).index(name)), **FIELDS[name].overrides)
+        return checkpoint, by_transformers(checkpoint, TOKENS)
+
+    return make
+
+
 @pytest.mark.parametrize("name", FIELDS)
-def test_field(tmp_path: Path, name: str) -> None:
-    field = FIELDS[name]
-    checkpoint = tiny_llama(tmp_path / "base", **field.overrides)
-    want = by_transformers(checkpoint, TOKENS)
-    assert error(by_reference(checkpoint, TOKENS), want) < LIMIT / 10
-    for form in FORMS:
-        assert error(by_artifact(checkpoint, tmp_path / form, TOKENS, form), want) < LIMIT
-    if field.without is not None:
-        config = json.loads((checkpoint / "config.json").read_text()) | field.without
-        (checkpoint / "config.json").write_text(json.dumps(config))
-        assert error(by_reference(checkpoint, TOKENS), want) > LIMIT * 10
+def test_the_reference(checkpoints: Callable[[str], tuple[Path, np.ndarray]], tmp_path: Path, name: str) -> None:
+    checkpoint, want = checkpoints(name)
+    assert error(by_reference(checkpoint, TOKENS), want) < LIMIT["fp32"] / 10
+    if (without := FIELDS[name].without) is not None:
+        shutil.copytree(checkpoint, tmp_path / "base")
+        config = json.loads((checkpoint / "config.json").read_text()) | without
+        (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+        assert error(by_reference(tmp_path / "base", TOKENS), want) > LIMIT["fp32"] * 10
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("precision", ["fp32", *PADDED])
+def test_artifacts(
+    checkpoints: Callable[[str], tuple[Path, np.ndarray]], tmp_path: Path, name: str, precision: str
+) -> None:
+    checkpoint, want = checkpoints(name)
+    found = by_artifact(checkpoint, tmp_path / "tiny", TOKENS, precision)
+    assert error(found, want) < LIMIT[precision.removeprefix("padded-")]
 
 
 def test_a_long_context_keeps_its_precision(tmp_path: Path) -> None:
@@ -125,4 +151,4 @@ def test_a_long_context_keeps_its_precision(tmp_path: Path) -> None:
     checkpoint = tiny_llama(tmp_path / "base", max_position_embeddings=2048, rope_theta=100.0, num_hidden_layers=1)
     tokens = np.random.default_rng(0).integers(0, 300, 2000)
     want = by_transformers(checkpoint, tokens)
-    assert error(by_reference(checkpoint, tokens), want) < LIMIT
+    assert error(by_reference(checkpoint, tokens), want) < LIMIT["fp32"]

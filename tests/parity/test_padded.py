@@ -1,26 +1,35 @@
-"""The padded session's own: memory that stays where it is, runs of several shapes, draws from the best logits."""
+"""The padded session's own: memory that stays where it is, runs of several shapes, what crosses to and from a device.
 
-from collections.abc import Callable
+Rows that are moved and slots that are written are, of the ragged form, in test_cache.py.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
+from runtime.device import ALIGN, Block
 from runtime.errors import StepError
-from runtime.padded import PaddedSession
+from runtime.manifest import BEST
+from runtime.padded import LEAST_PATH, PaddedSession
+from runtime.padding import shapes
 from runtime.params import MAX_NODES, SamplingParams
+from runtime.providers import DEVICES
 from runtime.tree import lone
 from tests.parity.paths import ROWS, Model, random_tree
+from tests.parity.promises import PADDED, same
 from tests.parity.questions import answer, engine_of, prompts
 
 LENGTHS = (5, 60, 1, 300, 31)
 
 
-@pytest.fixture(scope="module")
-def model(demo_artifact: Callable[[str], Path]) -> Model:
-    return Model.load(demo_artifact("padded-fp32"))
+@pytest.fixture(scope="module", params=PADDED)
+def model(request: pytest.FixtureRequest, demo_artifact: Callable[[str], Path]) -> Model:
+    return Model.load(demo_artifact(request.param))
 
 
 def session_of(model: Model) -> PaddedSession:
@@ -62,7 +71,9 @@ def test_what_is_committed_stays_whatever_shares_the_step(
         count = len(work.tokens) if hasattr(work, "tokens") else len(work)
         assert np.array_equal(after[:, row, :, :length], before[:, row, :, :length])
         fresh = slice(length, length + count)
-        assert not (after[:, row, :, fresh] == before[:, row, :, fresh]).all(axis=-1).any(), "the cache was copied"
+        assert not (after[:, row, :, fresh] == before[:, row, :, fresh]).all(axis=(-2, -1)).any(), (
+            "the cache was copied"
+        )
         assert np.array_equal(after[:, row, :, length + MAX_NODES :], before[:, row, :, length + MAX_NODES :])
     idle = slice(0, capacity - MAX_NODES)
     assert np.array_equal(after[:, len(works) :, :, idle], before[:, len(works) :, :, idle])
@@ -76,7 +87,7 @@ def test_one_run_or_several_give_the_same_bits(model: Model, monkeypatch: pytest
         monkeypatch.setattr(session, "_device", replace(session._device, free=free))
         prefilled(model, 3)
         found.append(model.run([(5, [6, 7]), (60, [8]), (1, chunk), (300, lone(9))]))
-    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(same(session, a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_moved_row_continues_as_before(model: Model) -> None:
@@ -91,7 +102,7 @@ def test_a_moved_row_continues_as_before(model: Model) -> None:
     assert np.array_equal(after[:, 1:], before[:, 1:])
     model.session.release(3)
     [got] = model.run([(300, [5, 6])])
-    assert np.array_equal(got, want)
+    assert same(model.session, got, want)
     moved = session_of(model).heads([0])
     assert np.array_equal(moved.tokens, draft.tokens) and np.array_equal(moved.logprobs, draft.logprobs)
 
@@ -144,7 +155,7 @@ def test_a_step_of_many_more_logits_than_usual(model: Model) -> None:
     logits = whole.logits
     assert np.array_equal(whole.argmax, logits.argmax(axis=1))
     [got] = model.run([(0, tokens.tolist())])
-    assert np.array_equal(got[0], logits[-1])
+    assert same(model.session, got[0], logits[-1])
 
 
 PLAIN: tuple[dict[str, Any], ...] = (
@@ -157,30 +168,127 @@ PLAIN: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.parametrize("precision", PADDED)
 def test_draws_from_the_best_logits_are_draws_from_all_of_them(
-    demo_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    demo_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     """The same texts where only whole rows cross over; else none does for the argmax, or for a narrow nucleus."""
-    asked = prompts(12, seed=5)
-    params = [SamplingParams(24, seed=i, speculation=8, **PLAIN[i % len(PLAIN)]) for i in range(len(asked))]
-    texts, fetched = [], []
+    artifact, asked = demo_artifact(precision), prompts(12, seed=5)
+    fetched: list[int] = []
     fetch = PaddedSession._fetch
     monkeypatch.setattr(PaddedSession, "_fetch", lambda self, slots: fetched.append(len(slots)) or fetch(self, slots))
-    for whole in (False, True):
-        if whole:
-            monkeypatch.setattr(PaddedSession, "_bests", lambda self, temperature: {})
-        texts.append(answer(engine_of(demo_artifact("padded-fp32"), 8), asked, params))
-        fetched.append(-1)
-    assert texts[0] == texts[1]
-    few, many = fetched.index(-1), len(fetched) - fetched.index(-1) - 2
+
+    def said(settings: Sequence[dict[str, Any]]) -> tuple[list[list[int]], int]:
+        """The texts, and how often rows were fetched for them."""
+        fetched.clear()
+        params = [SamplingParams(24, seed=i, speculation=8, **settings[i % len(settings)]) for i in range(len(asked))]
+        return answer(engine_of(artifact, 8), asked, params), len(fetched)
+
+    texts, few = said(PLAIN)
+    assert said(PLAIN[:2])[1] == 0 and said([{}])[1] == 0
+    monkeypatch.setattr(PaddedSession, "_bests", lambda self, temperature: {})
+    whole, many = said(PLAIN)
+    assert texts == whole
     assert 0 < few < 0.7 * many, "those that nothing cuts, or that a penalty changes, need whole rows"
-    fetched.clear()
-    monkeypatch.setattr(PaddedSession, "_bests", _BESTS)
-    cut = [SamplingParams(24, seed=i, speculation=8, **PLAIN[i % 2]) for i in range(len(asked))]
-    answer(engine_of(demo_artifact("padded-fp32"), 8), asked, cut)
-    greedy = [SamplingParams(24, speculation=8)] * len(asked)
-    answer(engine_of(demo_artifact("padded-fp32"), 8), asked, greedy)
-    assert not fetched
 
 
-_BESTS = PaddedSession._bests
+class Bus:
+    """What a session carries between host and device, in bytes: told by the calls that do it, whatever the provider."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+        self.there = self.back = 0
+        session = session_of(model)
+        write, read, call, change = Block.write, Block.read, session._call, session._change
+
+        def writes(block: Block, content: np.ndarray) -> None:
+            self.there += content.nbytes
+            write(block, content)
+
+        def reads(block: Block) -> np.ndarray:
+            self.back += block.size
+            return read(block)
+
+        def calls(graph: Any, given: dict[str, np.ndarray], *rest: Any) -> list[np.ndarray]:
+            self.there += sum(array.nbytes for array in given.values())
+            found = call(graph, given, *rest)
+            self.back += sum(array.nbytes for array in found)
+            return found
+
+        def changes(name: str, rows: int, given: dict[str, np.ndarray], *rest: Any) -> None:
+            self.there += sum(array.nbytes for array in given.values())
+            change(name, rows, given, *rest)
+
+        monkeypatch.setattr(Block, "write", writes)
+        monkeypatch.setattr(Block, "read", reads)
+        monkeypatch.setattr(session, "_call", calls)
+        monkeypatch.setattr(session, "_change", changes)
+
+    def taken(self) -> tuple[int, int]:
+        """Bytes there and back since the last time."""
+        found, self.there, self.back = (self.there, self.back), 0, 0
+        return found
+
+
+def test_what_crosses_in_a_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs there; back an id and its logit for each node, and for those that a token is drawn at the best 256 logits
+    with their ids and their weight: never a row of logits, a hidden state, a key or a value that nobody asked for."""
+    session, m = session_of(model), session_of(model).manifest
+    prefilled(model, 9)
+    session.heads([0])
+    rng = np.random.default_rng(9)
+    trees = [random_tree(rng, rng.integers(3, m.vocab, 4).tolist(), 16, m.vocab, False) for _ in LENGTHS]
+    works = [(length, tree) for length, (tree, _) in zip(LENGTHS, trees, strict=True)]
+    monkeypatch.setattr(session, "_device", replace(session._device, free=10_000))  # one run for all rows
+    bus = Bus(monkeypatch, model)
+    batch, _ = model.packer.pack(works)
+    session.run(batch)
+    rows, nodes = 8, 16  # five rows of sixteen nodes, in their bucket
+    inputs = sum(
+        -(-int(np.prod(shape)) * np.dtype(kind).itemsize // ALIGN) * ALIGN
+        for _, kind, shape in shapes(rows, nodes, rows * nodes)
+    )
+    answers = 12 * session._room  # an int64 and a float32
+    assert bus.taken() == (inputs, answers)
+
+    drawn = np.zeros(len(batch.wanted))
+    drawn[[3, 20, 50]] = 0.8
+    result = session.run(replace(batch, temperature=drawn))
+    each = min(BEST, m.vocab) * (8 + 4) + 8
+    assert bus.taken() == (inputs + 3 * (8 + 8), answers + 3 * each) and sorted(result.bests) == [3, 20, 50]
+
+    row = result.row(20)
+    assert bus.taken() == (8, 4 * m.vocab) and row.shape == (m.vocab,), "a whole row, for the one node asked for"
+
+    for at, (length, (_, slots)) in enumerate(zip(LENGTHS, trees, strict=True)):
+        session.commit(at, length, slots, 16 * at)
+    assert bus.taken() == (0, 0), "what is accepted moves before it is needed"
+    draft = session.heads(list(range(5)))
+    there, back = bus.taken()
+    assert there == 8 * (8 + 8 * LEAST_PATH) + ROWS * 9 + 8 * 8, "lengths, slots; which states; which rows draft"
+    assert back == 8 * (draft.tokens[0].size * (8 + 4))
+
+
+def test_a_captured_graph_has_a_shape_and_an_address_of_its_own(
+    demo_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: one capture for each bucket, used again; none for a prompt's chunk, whose address is its row's."""
+    model = Model.load(demo_artifact("padded-fp32"), on="cpu")
+    session = session_of(model)
+    ids: list[tuple[str, str]] = []
+
+    class Told(ort.RunOptions):
+        def add_run_config_entry(self, key: str, value: str) -> None:
+            ids.append((key, value))
+
+    monkeypatch.setattr(ort, "RunOptions", Told)
+    monkeypatch.setattr(session, "_device", replace(DEVICES["cuda"], name="cpu"))
+    for _ in range(2):
+        model.run([(0, lone(5))] * 3)  # 4 rows of 2
+        model.run([(0, lone(5))] * 8)  # 8 rows of 2
+        model.run([(0, [5] * 20)] * 8)  # 8 rows of 32
+        model.run([(0, lone(5)), (0, [5] * 200)])  # 2 rows of 2; row 1 alone, 256
+        model.run([(0, lone(5)), (0, lone(5)), (0, [5] * 200)])  # 4 rows of 2 again; row 2 alone
+    assert ids == [("gpu_graph_id", number) for number in ("1", "2", "3", "4", "-1", "-1")]
+    narrow = {run: kept for (run, _), kept in session._shapes.items() if run.narrow}
+    assert {(run.first, run.rows, run.nodes) for run in narrow} == {(0, 4, 2), (0, 8, 2), (0, 8, 32), (0, 2, 2)}
+    assert len({kept.block.place(0, "int64", (1,)).address for kept in narrow.values()}) == 4

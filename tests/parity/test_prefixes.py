@@ -9,8 +9,10 @@ import pytest
 
 from runtime.engine import Engine
 from runtime.params import SamplingParams
+from runtime.sampling import Logprobs
 from runtime.sequence import Sequence
 from tests.fake import fake_cost
+from tests.parity.promises import first_fork, to_the_bit
 from tests.parity.questions import engine_of, prompts
 
 
@@ -45,11 +47,15 @@ def dialogues(engine: Engine, count: int, seed: int) -> list[Sequence]:
     return everyone
 
 
+NEAR = {"padded-fp32": 2e-3, "padded-fp16": 0.3}  # of log-probabilities, where results are not the same bits
+
+
 @pytest.mark.parametrize(
     ("precision", "count"),
     [
         ("fp32", 6),
-        *(pytest.param(precision, 40, marks=pytest.mark.slow) for precision in ("fp32", "int8", "int4", "padded-fp32")),
+        *(pytest.param(precision, 40, marks=pytest.mark.slow) for precision in ("fp32", "int8", "int4")),
+        *(pytest.param(precision, 12, marks=pytest.mark.slow) for precision in NEAR),
     ],
 )
 def test_a_shared_prefix_changes_no_bit(
@@ -59,7 +65,7 @@ def test_a_shared_prefix_changes_no_bit(
 
     With stock operators decoding may differ in the last bits where a tree's accepted path has gaps, whatever its prompt
     came from. So each prompt's first token is compared, which a prefill alone decides, and all of an answer without
-    speculation; with native ones all of every answer.
+    speculation; with native ones all of every answer. On a GPU the same, up to where texts fork, and nearly.
     """
     reusing = engine_of(demo_artifact(precision), 6, operators)
     config = replace(reusing.config, prefix_reuse=False)
@@ -71,9 +77,22 @@ def test_a_shared_prefix_changes_no_bit(
             whole.step()
         assert again.cached == 0 and s.choice is not None and again.choice is not None
         shared += s.cached
+        whole_text = s.params.speculation == "off" or operators == "native"
+        if not to_the_bit(precision):
+            at = first_fork(s.tokens, again.tokens) if whole_text else min(1, first_fork(s.tokens, again.tokens))
+            for mine, theirs in zip(s.choice.logprobs[:at], again.choice.logprobs[:at], strict=True):
+                assert nearly(mine, theirs, NEAR[precision])
+            continue
         assert s.choice.logprobs[0] == again.choice.logprobs[0]
-        if s.params.speculation == "off" or operators == "native":
+        if whole_text:
             assert s.tokens == again.tokens
             assert s.choice.logprobs[: len(s.tokens)] == again.choice.logprobs[: len(s.tokens)]
     stats = reusing.stats()
     assert shared == stats["reused"] > 0.4 * (stats["reused"] + stats["prefilled"])
+
+
+def nearly(mine: Logprobs, theirs: Logprobs, limit: float) -> bool:
+    """The same token; of the most probable ones those that are among both."""
+    both = dict(mine.top).keys() & dict(theirs.top).keys()
+    pairs = [(mine.logprob, theirs.logprob), *((dict(mine.top)[i], dict(theirs.top)[i]) for i in both)]
+    return mine.token == theirs.token and all(abs(a - b) <= limit for a, b in pairs)

@@ -11,6 +11,7 @@ from scipy import stats
 from runtime.params import SamplingParams
 from runtime.sampling import distribution, uniform
 from tests.parity.paths import Model
+from tests.parity.promises import PADDED_IN_FULL, to_the_bit
 from tests.parity.questions import answer, engine_of, prompts
 from tests.parity.test_greedy import noise_of
 
@@ -52,7 +53,7 @@ def distance(logits: np.ndarray, params: SamplingParams, position: int, token: i
     [
         *((precision, "stock") for precision in ("fp32", "int8", "int4")),
         *(pytest.param(precision, "native", marks=pytest.mark.slow) for precision in ("fp32", "int8", "int4")),
-        pytest.param("padded-fp32", "stock", marks=pytest.mark.slow),
+        *(pytest.param(name, "stock", marks=pytest.mark.slow) for name in ("padded-fp32", "padded-fp16")),
     ],
     indirect=["operators"],
 )
@@ -66,16 +67,18 @@ def test_the_same_seed_gives_the_same_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A fork needs a drawn number within the noise's reach of where plain decoding draws the other token."""
+    if precision.startswith("padded"):  # which is slow where there is no GPU
+        count = 30
     artifact, asked = demo_artifact(precision), prompts(count, seed=2)
     texts = {}
-    for rows in (1, 8):
-        for speculation in ("off", 4, 16):
-            params = [
-                SamplingParams(40, seed=i, speculation=speculation, **settings[i % len(settings)]) for i in range(count)
-            ]
-            texts[rows, speculation] = answer(engine_of(artifact, rows, operators), asked, params, seed=rows)
-    plain = texts.pop((1, "off"))
-    assert texts.pop((8, "off")) == plain, "plain decoding is bit-equal in any batch"
+    for rows, speculation in ((1, "off"), (1, 16), (8, "off"), (8, 4), (8, 16)):
+        params = [
+            SamplingParams(40, seed=i, speculation=speculation, **settings[i % len(settings)]) for i in range(count)
+        ]
+        texts[rows, speculation] = answer(engine_of(artifact, rows, operators), asked, params, seed=rows)
+    plain, exact = texts.pop((1, "off")), to_the_bit(precision)
+    if exact:
+        assert texts.pop((8, "off")) == plain, "plain decoding is bit-equal in any batch"
     forks = [
         (i, *next((t, a) for t, (a, b) in enumerate(zip(mine, want, strict=False)) if a != b))
         for got in texts.values()
@@ -89,25 +92,28 @@ def test_the_same_seed_gives_the_same_text(
             params = SamplingParams(seed=i, **settings[i % len(settings)])
             logits = model.plain(asked[i], plain[i][:at])[-1]
             reach = np.expm1(4 * noise / params.temperature)
-            assert distance(logits, params, at, plain[i][at]) < 1e-9, "plain decoding draws its token"
+            assert distance(logits, params, at, plain[i][at]) <= (1e-9 if exact else reach), "plain draws its token"
             assert distance(logits, params, at, token) <= reach, f"answer {i} forks at token {at}"
     with capsys.disabled():
         print(
             f"\n{precision}, {operators}, {kind} temperatures:"
             f" {len(forks)} of {count * len(texts)} sampled answers fork"
         )
-    assert len(forks) <= (0.01 * count * len(texts) if operators == "stock" else 0)
+    most = 0 if operators == "native" else 0.01 if exact else 0.2
+    assert len(forks) <= most * count * len(texts)
 
 
 @pytest.mark.parametrize(("setting", "asked"), list(zip(SETTINGS, ASKED, strict=True)))
+@pytest.mark.parametrize("precision", ["fp32", *PADDED_IN_FULL])
 def test_speculative_tokens_have_the_exact_distribution(
-    demo_artifact: Callable[[str], Path], setting: dict[str, Any], asked: int
+    demo_artifact: Callable[[str], Path], precision: str, setting: dict[str, Any], asked: int
 ) -> None:
     """Chi-squared of the tokens drawn at a tree's root and at its accepted nodes of depth 1 and 2.
 
     What came before decides the distribution of a token, and also the depth of the node where it is drawn.
     """
-    artifact, prompt = demo_artifact("fp32"), prompts(COUNT, seed=3)[asked]
+    artifact, prompt = demo_artifact(precision), prompts(COUNT, seed=3)[asked]
+    exact = precision.endswith("fp32") and to_the_bit(precision)
     engine, model = engine_of(artifact, 8), Model.load(artifact)
     for seed in range(SAMPLES):
         engine.add(prompt, SamplingParams(4, seed=seed, speculation=16, ignore_eos=True, **setting))
@@ -123,13 +129,18 @@ def test_speculative_tokens_have_the_exact_distribution(
         tested = 0
         for prefix, found in sorted(groups.items(), key=lambda group: len(group[1]), reverse=True)[:4]:
             ids, probability = distribution(model.plain(prompt, list(prefix))[-1], params)
-            tested += fits(np.array(found), ids, probability)
+            tested += fits(np.array(found), ids, probability, 0.0 if exact else 0.01)
         assert tested >= TESTED, f"only {tested} tokens drawn at depth {depth} were tested"
 
 
-def fits(tokens: np.ndarray, ids: np.ndarray, probability: np.ndarray) -> int:
-    """Asserts that `tokens` may have been drawn so; the number tested: 0 where all but one token are too rare."""
-    assert np.isin(tokens, ids).all(), "a token the distribution does not hold"
+def fits(tokens: np.ndarray, ids: np.ndarray, probability: np.ndarray, others: float) -> int:
+    """Asserts that `tokens` may have been drawn so; the number tested: 0 where all but one token are too rare.
+
+    A share of `others` may be tokens that the distribution cuts off, where its logits are only near.
+    """
+    held = np.isin(tokens, ids)
+    assert (~held).mean() <= others, "a token the distribution does not hold"
+    tokens = tokens[held]
     expected = probability * len(tokens)
     often = expected >= 5
     observed = np.array([np.count_nonzero(tokens == i) for i in ids[often]])

@@ -1,5 +1,6 @@
 """A real server on a loopback socket, around a real engine whose session takes steps only when a test lets it."""
 
+import asyncio
 import json
 import signal
 import threading
@@ -7,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
+import uvicorn.server
 from tokenizers import Tokenizer, decoders, models, processors
 
 from runtime.engine import Engine
@@ -91,6 +94,14 @@ def engine_on(session: FakeSession, tokenizer: Tokenizer | None = None, **config
     )
 
 
+async def _soon(seconds: float) -> None:
+    await asyncio.sleep(min(seconds, 0.002))
+
+
+# uvicorn sleeps for tenths of a second before it looks whether to stop, and again when it stops.
+uvicorn.server.asyncio = SimpleNamespace(**{**vars(asyncio), "sleep": _soon})
+
+
 class Serving:
     """What a test sees of the server: the socket, and behind it the thread and its engine."""
 
@@ -101,7 +112,10 @@ class Serving:
         self.server = Server(self.thread, web, tracing)
         listener = listen("127.0.0.1", port)
         self.address: tuple[str, int] = listener.getsockname()
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.address[1]}", timeout=SECONDS, trust_env=False)
+        base = f"http://127.0.0.1:{self.address[1]}"
+        self.client = httpx.Client(
+            base_url=base, timeout=SECONDS, trust_env=False, verify=False
+        )  # reads no certificates
         self._pool = ThreadPoolExecutor()
         self._run = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self._run.start()

@@ -67,7 +67,8 @@ def test_a_second_request_has_the_same_bounds(server: Serving) -> None:
 
 
 def test_a_slow_request_that_comes_in_time(server: Serving) -> None:
-    parts = [*(HEAD[i : i + 30] for i in range(0, len(HEAD), 30)), LENGTH, BODY[:5], BODY[5:]]
+    head = HEAD + b"connection: close\r\n"
+    parts = [*(head[i : i + 30] for i in range(0, len(head), 30)), LENGTH, BODY[:5], BODY[5:]]
     assert answer_to(server, *parts).startswith(b"HTTP/1.1 200")
 
 

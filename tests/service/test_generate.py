@@ -10,6 +10,7 @@ from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
 from service.answer import Answer, Piece
 from service.app import EventStream
+from service.client import Client
 from tests.fake import fake_cost, fake_manifest, fake_tokenizer
 from tests.service.serving import (
     HeldSession,
@@ -125,7 +126,8 @@ def test_what_is_there_at_once_goes_out_as_one_piece() -> None:
         for text in ("a", "b"):
             answer.push(Piece(text))
         answer.end(None)
-        await EventStream(answer, sequence)({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+        silent: Any = asyncio.Event().wait
+        await EventStream(answer, sequence, Client(silent, answer.leave))({"type": "http"}, silent, send)
 
     asyncio.run(stream())
     start, body = sent

@@ -1,7 +1,9 @@
 """Loading, failing, draining, stopping: what clients see meanwhile, and that the server does end."""
 
+import asyncio
 import socket
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ from runtime.engine import Engine
 from runtime.errors import ArtifactError
 from runtime.sequence import Output
 from service.config import WebConfig
+from service.engine_thread import EngineThread
 from service.server import listen, serve
 from tests.fake import fake_manifest
 from tests.service.serving import SECONDS, HeldSession, Serving, engine_on, eventually, serving
@@ -151,6 +154,27 @@ def test_a_half_sent_request_does_not_keep_the_server(monkeypatch: pytest.Monkey
             for _ in range(signals):
                 server.signal()
             server.await_end()
+
+
+def test_a_step_that_outlives_the_event_loop_wakes_nobody() -> None:
+    """The engine's thread is not waited for without end, and goes on for a step, or a load, while the loop closes."""
+    loaded = threading.Event()
+
+    def load() -> Engine:
+        assert loaded.wait(SECONDS)
+        return engine_on(HeldSession())
+
+    async def begin_and_end(thread: EngineThread) -> None:
+        thread.start()
+        await thread.close()
+
+    thread, woken = EngineThread(load), list[Any]()
+    asyncio.run(begin_and_end(thread))
+    # as the thread sees a loop that is closed right after it was looked at
+    thread._loop = SimpleNamespace(is_closed=lambda: False, call_soon_threadsafe=lambda *call: woken.append(call))  # type: ignore[assignment]
+    loaded.set()
+    thread._thread.join(SECONDS)
+    assert not thread._thread.is_alive() and not woken
 
 
 def test_no_token_waits_for_the_last_ones_acknowledgement() -> None:

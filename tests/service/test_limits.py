@@ -97,14 +97,15 @@ def test_the_rate_of_ends_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch
 def test_a_full_server_says_when_to_come_back() -> None:
     session = HeldSession(rows=1, allowed=1)
     with serving(lambda: engine_on(session, queue=2)) as server:
-        began = time.monotonic()
         running = [server.later(**LONG) for _ in range(3)]
         eventually(lambda: server.thread.live == 3)
-        time.sleep(1.1)
-        response = server.generate(**LONG)
-        waited = time.monotonic() - began
-        assert response.status_code == 429
-        assert 3 <= int(response.headers["retry-after"]) <= math.ceil(2 * waited), "two wait, and none has ended yet"
+        began = time.monotonic() - 10
+        server.thread._ends[0] = began  # none has ended for so long
+        for n, ends in ((1, 2), (3, 3)):
+            response = server.client.post("/v1/chat/completions", json={**CHAT, "n": n})
+            assert response.status_code == 429
+            least, most = 10 * ends, math.ceil(ends * (time.monotonic() - began))
+            assert least <= int(response.headers["retry-after"]) <= most, "two wait; three choices take all the room"
         session.let(float("inf"))
         assert {request.result().status_code for request in running} == {200}
 

@@ -150,7 +150,7 @@ def test_a_server_of_its_own_and_the_engine_alone(
     demo_artifact: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--artifact", str(demo_artifact("int8")), "--clients", "2", "--speculation", "off,4", "--engine"]
-    arguments += ["--requests", "4", "--repeat", "1", "--max-tokens", "8-16", "--threads", "1"]
+    arguments += ["--requests", "4", "--repeat", "1", "--max-tokens", "8-16", "--threads", "1", "--random-words", "3-9"]
     assert load.run(options(*arguments, "--json", str(tmp_path / "json"))) == 0
     runs = json.loads((tmp_path / "json").read_text())["runs"]
     assert [(run["setting"]["via"], run["setting"]["speculation"]) for run in runs] == [

@@ -1,12 +1,15 @@
 """Requests that are allowed, or nearly, and that servers stumble over: no 500, and no time taken from others."""
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from llguidance import LLParserLimits
 
+from runtime import grammar
 from runtime.prompts import Prompts
 from tests.random_params import json_tokenizer
 from tests.service.serving import HeldSession, Serving, engine_on, serving
@@ -66,7 +69,7 @@ def test_many_prompts_are_not_encoded_on_the_event_loop(server: Serving, monkeyp
         return raw(prompts, text)
 
     monkeypatch.setattr(Prompts, "raw", watched)
-    asked(server, "completions", TEXT | {"prompt": ["a" * 90] * 16})
+    asked(server, "completions", TEXT | {"prompt": ["a" * 100] * 16})
     assert len(threads) == 1 and not threads & {"engine", server._run.name}
 
 
@@ -105,3 +108,31 @@ def test_the_ends_of_ranges_answer(server: Serving, options: dict[str, float]) -
     for extra in ({}, {"typical_acceptance": True}, {"presence_penalty": -2, "frequency_penalty": 2}):
         response = asked(server, "completions", TEXT | {"seed": 2**64 - 1, "n": 3, **options, **extra})
         assert response.status_code == 200, response.text
+
+
+# Every text of n letters is read in ways beyond counting: the parser's row is full after some of them.
+RULES = [f"r{i}" for i in range(4)]
+AMBIGUOUS = f"start: {' | '.join(RULES)}\n" + "\n".join(f'{r}: {r} {r} | start {r} | {r} start | "a"' for r in RULES)
+
+
+@pytest.mark.parametrize("speculation", ["off", 16])
+def test_a_grammar_that_takes_too_much_amid_an_answer_is_its_authors(
+    server: Serving, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, speculation: object
+) -> None:
+    """A 400 that says where, not a failure of the server: in a stream after the text that came before."""
+    monkeypatch.setattr(grammar, "LIMITS", LLParserLimits(max_items_in_row=300, verbose_errors=False))  # soon reached
+    options = {"max_tokens": 40, "min_tokens": 40, "speculation": speculation}
+    options["structured_outputs"] = {"grammar": AMBIGUOUS}
+    whole = asked(server, "completions", TEXT | options)
+    error = whole.json()["error"]
+    assert (whole.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "structured_outputs")
+    assert "cannot be followed after 10 tokens: " in error["message"] and "Ask for" in error["message"]
+    *events, last, done = asked(server, "chat/completions", CHAT | options | {"stream": True}).text.split("\n\n")[:-1]
+    assert json.loads(last.removeprefix("data: ")) == whole.json() and done == "data: [DONE]"
+    parts = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+    assert "".join(part.get("content", "") for part in parts) == "a" * 10
+    *texts, end = server.events(prompt="abc", **options)
+    assert "".join(event["text"] for event in texts) == "a" * 10
+    assert end["error"] == {"type": "ParameterError", "message": error["message"]} and end["finish_reason"] == "error"
+    assert not caplog.records, "nothing of the server's has failed"
+    assert asked(server, "completions", TEXT).status_code == 200 and server.health()[1]["failed_steps"] == 0

@@ -127,11 +127,20 @@ def test_every_parameter_reaches_the_engine(client: OpenAI) -> None:
         "temperature": 0.8, "top_p": 0.9, "stop": ["z"], "seed": 3, "presence_penalty": 0.5, "frequency_penalty": 0.4,
         "logit_bias": {"40": 3, "41": -2.5},
     }  # fmt: skip
-    answer = client.chat.completions.create(
-        model=MODEL, messages=MESSAGES, max_completion_tokens=40, user="me", extra_body=extra, **asked
-    )
-    asked["logit_bias"] = {40: 3, 41: -2.5}
-    assert answer.choices[0].message.content == plainly(RENDERED, max_tokens=40, **asked, **extra).text
+    said = {}
+    for limit, shape in (("max_completion_tokens", "chat"), ("max_tokens", "chat"), ("max_tokens", "text")):
+        call: Any = client.chat.completions.create if shape == "chat" else client.completions.create
+        given: Any = {"messages": MESSAGES} if shape == "chat" else {"prompt": RENDERED}
+        options = {"model": MODEL, limit: 40, "user": "me", "extra_body": extra, **given, **asked}
+        [choice] = call(**options).choices
+        parts = [chunk.choices[0] for chunk in call(stream=True, **options)]
+        if shape == "chat":
+            texts = choice.message.content, "".join(part.delta.content or "" for part in parts)
+        else:
+            texts = choice.text, "".join(part.text for part in parts)
+        said[limit, shape] = texts
+    same = plainly(RENDERED, max_tokens=40, **{**asked, "logit_bias": {40: 3, 41: -2.5}}, **extra).text
+    assert set(said.values()) == {(same, same)}, "whole and streamed, by each name"
 
 
 def test_the_most_urgent_of_those_that_wait_goes_first() -> None:
@@ -293,6 +302,9 @@ def test_response_formats(json_client: OpenAI, speculation: object) -> None:
         said = json.loads(answer.choices[0].message.content or "")
         assert said.keys() == {"a", "b"} and said["b"] in ("the", 12) and isinstance(said["a"], bool)
         assert answer.choices[0].finish_reason == "stop"
+    options: Any = {"model": MODEL, "messages": MESSAGES, "seed": 4, "response_format": schema}
+    chunks = json_client.chat.completions.create(stream=True, extra_body={"speculation": speculation}, **options)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
     for kind, begin in (("json_object", "{"), ("text", "")):
         answer = json_client.chat.completions.create(
             model=MODEL,

@@ -17,7 +17,7 @@ def test_what_http_costs(
 ) -> None:
     file = tmp_path / "json"
     arguments = ["--artifact", str(demo_artifact("int8")), "--clients", "1,2", "--repeat", "2", "--threads", "1"]
-    arguments += ["--requests", "4", "--max-tokens", "8-16", "--json", str(file)]
+    arguments += ["--requests", "4", "--max-tokens", "8-16", "--random-words", "3-9", "--json", str(file)]
     assert main(["service", *arguments]) == 0
     pairs = json.loads(file.read_text())["pairs"]
     assert [pair["clients"] for pair in pairs] == [1, 2, 1, 2], "the runs to warm up are left out"

@@ -14,9 +14,10 @@ from tests.unit.replay import Clock, ReplaySession, Trace, trace
 
 FIXED: tuple[int | str, ...] = ("off", 2, 4, 8, 16, 32)
 TOKENS = 300  # of an answer
+SHORT = 32
 # measured by `python -m runtime.bench profile --rows 32 --json ...` on 2 cores of an AMD EPYC
 MACHINES = json.loads(Path(__file__).with_name("cost_models.json").read_text())
-FIRST = next(iter(MACHINES))
+FIRST, *_, DEAR = MACHINES  # the last one's heads take half of a step
 
 TRACES = {
     "easy": [trace(i, 0.95) for i in range(8)],
@@ -32,20 +33,22 @@ def model(name: str) -> CostModel:
 
 
 @cache
-def speed(kind: str, machine: str, concurrency: int, speculation: int | str, lookup: bool = False) -> float:
+def speed(
+    kind: str, machine: str, concurrency: int, speculation: int | str, lookup: bool = False, tokens: int = TOKENS
+) -> float:
     """Tokens a second of the clock while all rows are in use."""
-    return run(TRACES[kind], machine, concurrency, speculation, lookup)[0]
+    return run(TRACES[kind], machine, concurrency, speculation, lookup, tokens)[0]
 
 
 def run(
-    traces: list[Trace], machine: str, concurrency: int, speculation: int | str, lookup: bool
+    traces: list[Trace], machine: str, concurrency: int, speculation: int | str, lookup: bool, length: int = TOKENS
 ) -> tuple[float, Engine]:
     """Three answers for each row, until the last of them has one: with rows empty, whoever hurries waits in the end."""
     clock = Clock()
     session = ReplaySession(traces, model(machine), clock, concurrency)
     config = EngineConfig(rows=concurrency, queue=1000, kv_memory=1 << 30, lookup=lookup)
     engine = Engine(session, fake_tokenizer(), config, model(machine), clock)
-    params = SamplingParams(TOKENS, ignore_eos=True, speculation=speculation)
+    params = SamplingParams(length, ignore_eos=True, speculation=speculation)
     sequences = [engine.add([i % len(traces)], params) for i in range(max(16, 3 * concurrency))]
     while engine.stats()["waiting"]:
         engine.step()
@@ -53,7 +56,7 @@ def run(
     while engine.has_work:
         engine.step()
     for i, sequence in enumerate(sequences):
-        assert sequence.tokens == traces[i % len(traces)].text[:TOKENS].tolist()
+        assert sequence.tokens == traces[i % len(traces)].text[:length].tolist()
     return tokens / seconds, engine
 
 
@@ -70,6 +73,14 @@ def test_auto_is_never_slower_than_any_fixed_size(machine: str, kind: str, concu
     fixed = {speculation: speed(kind, machine, concurrency, speculation) for speculation in FIXED}
     auto = speed(kind, machine, concurrency, "auto")
     assert auto >= 0.98 * max(fixed.values()), f"auto {auto:.0f}, fixed {fixed}"
+
+
+@pytest.mark.parametrize("concurrency", [4, 16])
+@pytest.mark.parametrize("kind", ["usual", "hopeless"])
+def test_short_answers_do_not_pay_for_trials_of_dear_heads(kind: str, concurrency: int) -> None:
+    """Plain decoding is best here, and no sequence lasts long enough to be known."""
+    of = {setting: speed(kind, DEAR, concurrency, setting, tokens=SHORT) for setting in ("off", 2, "auto")}
+    assert of["off"] > of[2] and of["auto"] >= 0.98 * of["off"], of
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])

@@ -1,5 +1,6 @@
 """The benchmark of GPUs, run on the CPU provider: that it measures what it says, and says why where it cannot."""
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from runtime.manifest import Manifest
 from runtime.tree import Universe, accuracy_of
 from tests.conftest import CHECKPOINT
 
+ROOT = Path(__file__).parents[2]
 SMALL = ["--provider", "cpu", "--sequences", "1,2", "--nodes", "1,4", "--context", "20", "--repeat", "2"]
 
 
@@ -25,10 +27,10 @@ def test_steps_and_their_floor(
 ) -> None:
     monkeypatch.setattr(gpu, "copied_a_second", lambda device: 1e9)
     artifact, out = demo_artifact("padded-fp32"), tmp_path / "figures.json"
-    peer = ["--peer", sys.executable, "--peer-config", str(CHECKPOINT / "config.json")]
+    peer = ["--peer", str(tmp_path / "nowhere"), "--peer-config", str(CHECKPOINT / "config.json")]
     assert main(["gpu", "--artifact", str(artifact), *SMALL, *peer, "--json", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "not run: torch sees no GPU" in told, "a peer that cannot run is named, with the reason"
+    assert "not run: [Errno 2]" in told, "a peer that cannot run is named, with the reason"
     figures, m = json.loads(out.read_text()), Manifest.read(artifact)
     assert [(s["sequences"], s["nodes"]) for s in figures["steps"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
     weights = m.files["decoder.onnx.data"]["size"] - m.vocab * m.hidden * 4
@@ -42,8 +44,42 @@ def test_steps_and_their_floor(
         assert f"{step.tokens_per_second:.0f}" in told
 
 
+@pytest.mark.slow
+def test_the_peer_runs_beside_it(
+    demo_artifact: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The same sequences, context and type, by transformers; on a CPU it is traced whole, and not compiled."""
+    monkeypatch.setattr(gpu, "copied_a_second", lambda device: 1e9)
+    out, config = tmp_path / "figures.json", str(CHECKPOINT / "config.json")
+    peer = ["--peer", sys.executable, "--peer-config", config, "--json", str(out)]
+    assert main(["gpu", "--artifact", str(demo_artifact("padded-fp32")), *SMALL, *peer]) == 0
+    found = json.loads(out.read_text())["peer"]
+    assert found["seconds"].keys() == {"1", "2"} and min(found["seconds"].values()) > 0
+    assert found["versions"].keys() == {"torch", "transformers"}
+    told = capsys.readouterr().out
+    assert f"{2 / found['seconds']['2']:.0f}" in told and "not run" not in told
+
+
+def test_the_peer_says_that_there_is_no_gpu(demo_artifact: Callable[[str], Path]) -> None:
+    manifest = Manifest.read(demo_artifact("padded-fp32"))
+    asked = {"peer": sys.executable, "peer_config": "x", "sequences": [1], "context": 1, "repeat": 1}
+    options = argparse.Namespace(**asked, provider="cuda")
+    assert gpu.peer_seconds(options, manifest) == {"error": "torch sees no GPU"}
+
+
 def test_the_memorys_speed_is_measured() -> None:
     assert 1e8 < gpu.copied_a_second("cpu", 1 << 22) < 1e13
+
+
+def test_what_is_measured_unless_asked_otherwise() -> None:
+    """By `make gpu-bench`, which gives no others: every number of sequences by every size of a tree."""
+    top = argparse.ArgumentParser()
+    options = gpu.add_parser(top.add_subparsers()).parse_args(["--artifact", "x"])
+    assert (options.sequences, options.nodes) == ([1, 4, 16, 64], [1, 8, 16, 32, 64]) and options.provider == "cuda"
+    recipe = (ROOT / "Makefile").read_text().partition("\ngpu-bench:")[2].partition("\n\n")[0]
+    assert "export.synthetic vicuna-7b" in recipe and "--precision fp16" in recipe and "--peer $(GPU_PY)" in recipe
+    assert "--sequences" not in recipe and "--nodes" not in recipe
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
     session.fail_next = "run"
     ends = engine.step()
     assert [(o.sequence, o.finish_reason) for o in ends] == [(s, "error") for s in running]
-    assert "told to fail" in (running[0].error or "")
+    assert "told to fail" in str(running[0].error)
     run_to_end(engine)
     assert waiting.finish_reason == "length" and engine.stats()["failed_steps"] == 1
 
@@ -240,7 +240,7 @@ def test_logits_that_are_no_numbers_end_their_sequence_with_an_error(temperature
     engine.step()
     session.fail_next = "nan"  # in row 0
     run_to_end(engine)
-    assert sick.finish_reason == "error" and "finite" in (sick.error or "")
+    assert sick.finish_reason == "error" and "finite" in str(sick.error)
     assert well.finish_reason == "length" and well.tokens == plain([5, 7], 9, 0, lambda x, t: int(x.argmax()))
 
 

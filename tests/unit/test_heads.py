@@ -12,8 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
+from export.draft_heads import build_heads
 from export.heads import MedusaHeads, known_accuracy, locate, misstated
 from export.needs import main as needs
+from export.progress import unheard
+from runtime import graphs
 from runtime.errors import CheckpointError, TensorError
 from tests.checkpoints import medusa_heads, medusa_tensors, save_pickle, tiny_llama
 
@@ -43,6 +46,32 @@ def test_layouts(tmp_path: Path, config: ModelConfig, layout: str, layers: int) 
         else:
             assert lm is not None
             assert np.array_equal(lm, want[f"lm_heads.{0 if layout == 'vllm-shared' else h}.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_vocabulary_product_that_all_heads_share_is_kept_once(
+    tmp_path: Path, config: ModelConfig, precision: str
+) -> None:
+    """They draft as heads do that have a copy each."""
+    one = medusa_tensors("vllm-shared", hidden=config.hidden, vocab=config.vocab)
+    copies = {f"lm_heads.{h}.weight": one["lm_head.weight"] for h in range(3)}
+    hidden = np.random.default_rng(0).standard_normal((4, config.hidden), np.float32)
+    drafts, sizes = [], []
+    for name, lms in (("one", {}), ("copies", copies)):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(
+            {key: value for key, value in one.items() if key != "lm_head.weight"} | (lms or one),
+            folder / "model.safetensors",
+        )
+        heads = MedusaHeads.read(folder, config)
+        build_heads(config, heads, lambda: one["lm_head.weight"], "ragged", precision, 5, folder, unheard)
+        drafts.append(graphs.load(folder / "heads.onnx").run(["tokens", "logprobs"], {"hidden": hidden}))
+        sizes.append((folder / "heads.onnx.data").stat().st_size)
+    assert np.array_equal(drafts[0][0], drafts[1][0])
+    np.testing.assert_allclose(drafts[0][1], drafts[1][1], atol=1e-5)
+    vocabulary = one["lm_head.weight"].size * (4 if precision == "fp32" else 0.5)
+    assert sizes[1] - sizes[0] >= 2 * vocabulary
 
 
 @pytest.mark.parametrize("legacy", [False, True])

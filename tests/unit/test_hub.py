@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -116,10 +117,11 @@ def files(hub: Hub, name: str) -> set[str]:
 TOKENIZER = {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
-def test_only_what_is_needed_is_downloaded(hub: Hub) -> None:
+def test_only_what_is_needed_is_downloaded(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
     base = tiny_llama(hub.root / "some" / "model", shards=2)
     extra(base, "README.md", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "onnx/model.onnx")
     place = local("some/model", "checkpoint", False)
+    assert re.search(r"6/6 ", capfd.readouterr().err), "progress is shown"
     shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
     assert files(hub, "some/model") == TOKENIZER | shards | {"model.safetensors.index.json"}
     assert (place / "config.json").read_bytes() == (base / "config.json").read_bytes()

@@ -121,6 +121,23 @@ def test_options_are_ones_that_onnxruntime_knows(precision: str, whole: bool) ->
     assert tensorrt["trt_engine_cache_path"] == tensorrt["trt_timing_cache_path"] == "/cache"
 
 
+@pytest.mark.parametrize(
+    ("library", "names"),
+    [
+        ("libonnxruntime_providers_cuda.so", {*KNOWN_OF_CUDA, "kSameAsRequested"}),
+        ("libonnxruntime_providers_tensorrt.so", KNOWN_OF_TENSORRT),
+        ("onnxruntime_pybind11_state", {"gpu_graph_id", *graphs.GPU_ENTRIES, *graphs.TENSORRT_ENTRIES}),
+    ],
+)
+def test_options_are_named_in_the_installed_libraries(library: str, names: set[str]) -> None:
+    """A misspelt entry of a session or a run is ignored without a word."""
+    found = [path for path in (Path(ort.__file__).parent / "capi").iterdir() if path.name.startswith(library)]
+    if not found:
+        pytest.skip("onnxruntime-gpu is not installed here")
+    content = found[0].read_bytes()
+    assert {name for name in names if b"\0" + name.encode() + b"\0" not in content} == set()
+
+
 def shapes_of(text: str) -> dict[str, tuple[int, ...]]:
     parts = (part.rsplit(":", 1) for part in text.split(","))
     return {name: tuple(int(size) for size in shape.split("x")) for name, shape in parts}

@@ -117,7 +117,10 @@ def test_the_tokenizer_has_the_vocabulary_of_the_model(tmp_path: Path, vocab: in
     assert tokenizer.encode("</s>").ids[-1] == 2
 
 
-@pytest.mark.parametrize("form", FORMS)
+K_QUANTS = [form for form in GGUF_FORMS if form.endswith("_k")]
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in K_QUANTS])
 def test_every_form_is_the_same_model(form: str, tmp_path: Path) -> None:
     """The values differ by what the form's type rounds; heads, tokenizer and config are there, and it is exported."""
     synthesize("tiny", tmp_path / "safe", dtype="float32")
@@ -137,6 +140,43 @@ def test_every_form_is_the_same_model(form: str, tmp_path: Path) -> None:
     assert manifest.medusa_heads == 5 and manifest.chat_template == want.tokenizer.chat_template
 
 
+@pytest.mark.parametrize("form", K_QUANTS)
+def test_k_quants_spread_as_the_weights_do(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of random content: the same from the same seed, and a model that is exported, with its heads."""
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 4}
+    monkeypatch.setattr(synthetic, "SHAPES", {"tiny": SHAPES["tiny"] | wide})
+    for name in ("one", "again"):
+        synthesize("tiny", tmp_path / name, form=form)
+    [one], [again] = (list((tmp_path / name).glob("*.gguf")) for name in ("one", "again"))
+    assert one.name == f"tiny.{form[5:].upper()}.gguf" and one.read_bytes() == again.read_bytes()
+    checkpoint = open_model(tmp_path / "one").checkpoint
+    assert checkpoint.dtypes["lm_head.weight"] == form[5:].upper()
+    for name, std in (("layers.0.self_attn.q_proj", 0.15), ("layers.0.mlp.down_proj", 0.15 / 2**0.5)):
+        values = checkpoint.tensor(f"model.{name}.weight")
+        assert values.std() == pytest.approx(std, rel=0.1) and abs(values.mean()) < 0.1 * std
+    manifest, report = export(Source(tmp_path / "one"), tmp_path / "artifact", lambda what: None)
+    assert manifest.medusa_heads == 5 and report is not None
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_heads_among_the_tensors_and_pieces_of_sentencepiece(form: str, tmp_path: Path) -> None:
+    """Medusa-2's and vicuna's form."""
+    synthesize("tiny", tmp_path / "tiny", form=form, joined=True, sentencepiece=True, shard=100_000)
+    names = {path.name for path in (tmp_path / "tiny").iterdir()}
+    assert "tokenizer.model" in names and "tokenizer.json" not in names
+    assert not any(name.startswith("medusa_lm_head") for name in names)
+    found = open_model(tmp_path / "tiny")
+    heads = MedusaHeads.within(tmp_path / "tiny", found.checkpoint)
+    assert heads is not None and heads.count == 5
+    assert heads.resblock(4)[0][0].std() == pytest.approx(SHAPES["tiny"]["initializer_range"], rel=0.05)
+    text = "What does os.path.join do? 1 Käse \U0001f600"
+    tokenizer = Tokenizer.from_str(found.tokenizer.text)
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert tokenizer.get_vocab_size() == found.config.vocab
+    manifest, _ = export(Source(tmp_path / "tiny"), tmp_path / "artifact", lambda what: None)
+    assert manifest.medusa_heads == 5
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny", "--out", str(tmp_path / "m"), "--heads", "2", "--dtype", "bfloat16"]) == 0
     assert "2 Medusa heads, 2 files of tensors" in capsys.readouterr().out
@@ -145,6 +185,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["tiny", "--out", str(tmp_path / "g"), "--form", "gguf-q4_0"]) == 0
     assert "5 Medusa heads, 2 files of tensors" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["medusa_lm_head.safetensors", "tiny.Q4_0.gguf"]
+    assert main(["tiny", "--out", str(tmp_path / "k"), "--form", "gguf-q4_k"]) == 2
+    assert "Q4_K holds 256 values a block, which do not divide model.embed" in capsys.readouterr().err
+    assert main(["tiny", "--out", str(tmp_path / "j"), "--form", "gguf-q4_0", "--joined"]) == 2
+    assert "has its tokenizer inside and its heads outside" in capsys.readouterr().err
+    assert main(["tiny", "--out", str(tmp_path / "v"), "--form", "bin", "--joined", "--sentencepiece"]) == 0
     for wrong in (["--heads", "-1"], ["--shard-gib", "0"], ["--seed", "-1"]):
         with pytest.raises(SystemExit, match="2"):
             main(["tiny", "--out", str(tmp_path / "n"), *wrong])

@@ -37,7 +37,10 @@ def main() -> None:
     width, out, copies = map(int, sys.argv[1:4]) if len(sys.argv) > 3 else (2048, 5632, 12)  # several defeat the cache
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((copies, out, width), np.float32)
-    forms = {"fp32": ("fp32", 0), "int8": ("int8", 0), "int4, block 32": ("int4", 32), "int4, block 128": ("int4", 128)}
+    forms = {
+        "fp32": ("fp32", 0), "int8": ("int8", 0), "int8-block32": ("int8-block32", 0), "int4, block 32": ("int4", 32),
+        "int4, block 128": ("int4", 128),
+    }  # fmt: skip
     print(f"{width} x {out}, ms a product, median of {RUNS}".ljust(44), *[f"{t:>7d}" for t in TOKENS])
     for name, (precision, block) in forms.items():
         run, cells = session(precision, block, weights), []

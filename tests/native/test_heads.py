@@ -1,0 +1,184 @@
+"""What the heads' graph adds to the body's operators: all heads' products in one, and the best of their logits."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from tokenizers import Tokenizer
+
+from export import quantize
+from export.checkpoint import Checkpoint
+from export.config import ModelConfig
+from export.demo.dialogue import PREFIX, TRAINED_PHRASINGS, load_entries, turn
+from export.draft_heads import RESULTS, TOP_DRAFTS
+from export.emitter import FLOAT, INT64, OPSET, Emitter
+from export.heads import MedusaHeads
+from export.linear import INT4_BLOCK, linear_each
+from export.reference import Reference, chain, log_softmax
+from runtime import graphs
+from runtime.native.library import PATHS, Library
+from tests.conftest import CHECKPOINT, HEADS
+from tests.native.products import Matrix, multiply
+
+SHAPES = ((256, 64), (300, 37), (5, 1))  # inputs, outputs
+VOCABS = (10, 64, 100, 640, 4099)
+TOP_K = 10
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, library: Library) -> Iterator[str]:
+    if not library.has(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    with library.forced(request.param):
+        yield request.param
+
+
+def opened(file: Path, library: Library | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 2, 4
+    options.optimized_model_filepath = str(file.with_suffix(".optimized"))
+    if library is not None:
+        options.register_custom_ops_library(str(library.file))
+    return ort.InferenceSession(str(file), options)
+
+
+def operators(file: Path) -> list[str]:
+    """Those that the session opened last has."""
+    return [node.op_type for node in onnx.load(file.with_suffix(".optimized"), load_external_data=False).graph.node]
+
+
+def products(file: Path, shape: tuple[int, int], layers: int) -> list[Matrix]:
+    """Writes a graph of one product a layer."""
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((layers, shape[1], shape[0]), np.float32)
+    with Emitter(file, OPSET) as emitter:
+        x = emitter.input("x", FLOAT, ["tokens", layers, shape[0]])
+        y = linear_each(emitter, x, [f"w{i}" for i in range(layers)], weights, "int4")
+        emitter.output(y, FLOAT, ["tokens", layers, shape[1]])
+        emitter.save("products")
+    return [Matrix(*quantize.int4(weight, INT4_BLOCK), shape[0]) for weight in weights]
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_layer_has_the_bits_of_its_own_product(
+    library: Library, path: str, tmp_path: Path, shape: tuple[int, int], layers: int
+) -> None:
+    file = tmp_path / "products.onnx"
+    matrices = products(file, shape, layers)
+    session = opened(file, library)
+    assert operators(file) == ["MatMulInt4Each"]
+    for tokens in (0, 1, 2, 8, 9, 17, 40):
+        x = np.random.default_rng(tokens).standard_normal((tokens, layers, shape[0]), np.float32)
+        [y] = session.run(None, {"x": x})
+        assert y.shape == (tokens, layers, shape[1])
+        for i, weights in enumerate(matrices):
+            assert np.array_equal(y[:, i], multiply(library, x[:, i], weights))
+
+
+def test_stock_operators_agree(library: Library, tmp_path: Path) -> None:
+    file = tmp_path / "products.onnx"
+    products(file, (512, 96), 3)
+    x = np.random.default_rng(1).standard_normal((7, 3, 512), np.float32)
+    native, stock = (opened(file, which).run(None, {"x": x})[0] for which in (library, None))
+    assert operators(file).count("MatMulNBits") == 3
+    assert np.abs(native - stock).max() < 1e-3 * np.abs(stock).max()
+
+
+def test_another_number_of_layers_is_refused(library: Library, tmp_path: Path) -> None:
+    file = tmp_path / "products.onnx"
+    products(file, (64, 32), 2)
+    model = onnx.load(file)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "layers"
+    onnx.save(model, file)
+    with pytest.raises(Exception, match=r"MatMulInt4Each: x is \[4, 3, 64\], it has to be \[-1, 2, 64\]"):
+        opened(file, library).run(None, {"x": np.zeros((4, 3, 64), np.float32)})
+
+
+def drafts(
+    file: Path, library: Library | None, logits: np.ndarray, top_k: int = TOP_K
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities and tokens."""
+    with Emitter(file, OPSET) as emitter:
+        x = emitter.input("logits", FLOAT, [*("rows", "heads")[: logits.ndim - 1], "vocab"])
+        emitter.calls(TOP_DRAFTS, x, emitter.constant([top_k]), names=RESULTS)
+        for name, kind in zip(RESULTS, (FLOAT, INT64), strict=True):
+            emitter.output(name, kind, [*("rows", "heads")[: logits.ndim - 1], top_k])
+        emitter.save("drafts")
+    logprobs, tokens = opened(file, library).run(list(RESULTS), {"logits": logits})
+    return logprobs, tokens
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_the_best_drafts(library: Library, path: str, tmp_path: Path, vocab: int) -> None:
+    """Against float64, and against the stock operators; logits so many times apart that rounding makes no two equal."""
+    rng = np.random.default_rng(vocab)
+    logits = (rng.permuted(np.tile(np.arange(vocab), (15, 1)), axis=1) / vocab * 20).astype(np.float32)
+    logits = logits.reshape(3, 5, vocab)
+    logits[1] = np.sort(logits[1])  # each better than all before it
+    logprobs, tokens = drafts(tmp_path / "drafts.onnx", library, logits)
+    exact = logits.astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
+    assert np.array_equal(tokens, np.argsort(-logits, axis=-1)[..., :TOP_K])
+    assert np.abs(logprobs - np.take_along_axis(exact, tokens, -1)).max() < 2e-6
+    stock = drafts(tmp_path / "drafts.onnx", None, logits)
+    assert np.array_equal(stock[1], tokens) and np.abs(stock[0] - logprobs).max() < 2e-6
+
+
+def test_drafts_of_unusual_logits(library: Library, path: str, tmp_path: Path) -> None:
+    """Of equal logits the first; large and infinite ones; what is no number stays in its row."""
+    logits = np.zeros((6, 100), np.float32)
+    logits[0, 40:60] = 3
+    logits[1] = -np.inf
+    logits[1, [70, 3]] = 1e30, 2e30
+    logits[2, 5] = np.nan
+    logits[3, 5] = -np.nan
+    logits[4] = -np.inf
+    logits[5] = np.arange(100)
+    logprobs, tokens = drafts(tmp_path / "drafts.onnx", library, logits)
+    assert np.array_equal(tokens[0], np.arange(40, 50)) and np.array_equal(tokens[5], np.arange(99, 89, -1))
+    assert np.array_equal(tokens[1, :2], [3, 70]) and np.array_equal(logprobs[1, :2], [0, np.float32(1e30) - 2e30])
+    assert np.isnan(logprobs[2:5]).all() and np.isfinite(logprobs[[0, 5]]).all()
+    assert ((tokens >= 0) & (tokens < 100)).all()
+    assert all(len(set(row)) == TOP_K for row in tokens.tolist())
+
+
+def test_more_drafts_than_tokens_are_refused(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"TopDrafts: top_k is 10, logits are \[2, 9\]: it has to be from 1 to"):
+        drafts(tmp_path / "drafts.onnx", library, np.zeros((2, 9), np.float32))
+
+
+@pytest.fixture(scope="module")
+def answers() -> tuple[np.ndarray, np.ndarray]:
+    """Hidden states [tokens, hidden] of the demo model's answers, and its heads' log-probabilities, both in fp32."""
+    config = ModelConfig.read(CHECKPOINT)
+    reference = Reference(config, Checkpoint(CHECKPOINT, config).tensor)
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    entries = load_entries()[:6]
+    asked = [PREFIX + turn(TRAINED_PHRASINGS[0], entry.name) for entry in entries]
+    texts = [chain(tokenizer.encode(f"{text} {e.answer}").ids) for text, e in zip(asked, entries, strict=True)]
+    first = [len(tokenizer.encode(text).ids) - 1 for text in asked]
+    hidden = np.concatenate([s[n:] for s, n in zip(reference.hidden_states(texts), first, strict=True)])
+    return hidden, log_softmax(reference.head_logits(MedusaHeads.read(HEADS, config), hidden))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_the_demo_heads_draft_alike_with_native_and_stock_operators_and_in_fp32(
+    library: Library, demo_artifact: Callable[[str], Path], answers: tuple[np.ndarray, np.ndarray], precision: str
+) -> None:
+    """In 4 bits, heads that are sure in fp32 are so of the same token."""
+    hidden, exact = answers
+    file = demo_artifact(precision) / "heads.onnx"
+    (logprobs, tokens), stock = (
+        graphs.load(file, library=which).run(list(RESULTS), {"hidden": hidden}) for which in (library, None)
+    )
+    assert np.array_equal(tokens[..., 0], stock[1][..., 0])
+    assert np.abs(logprobs - stock[0]).max() < (1e-5 if precision == "fp32" else 0.05)
+    if precision == "fp32":
+        assert np.abs(logprobs - np.take_along_axis(exact, tokens, -1)).max() < 1e-4
+    sure = exact.max(-1) > np.log(0.5)
+    assert sure.sum() > 300
+    assert (tokens[..., 0] == exact.argmax(-1))[sure].mean() > 0.95
