@@ -19,7 +19,7 @@ DEMO_HEADS := $(DEMO)/medusa_lm_head.safetensors
 DEMO_FROM := $(wildcard export/*.py $(DEMO)/*) runtime/manifest.py
 DEMO_ARTIFACT := $(patsubst %,%/manifest.json,$(filter artifacts/demo-%,$(patsubst %/,%,$(ARTIFACT))))
 LOAD_PROMPTS := --prompts export/demo/data.jsonl --template "What does {name} do?" --without heldout
-DEMO_PROMPTS := $(LOAD_PROMPTS) --requests 64
+DEMO_PROMPTS := $(LOAD_PROMPTS) --requests 128
 PACKAGES := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
