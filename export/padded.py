@@ -20,8 +20,8 @@ from export.config import ModelConfig
 from export.emitter import BFLOAT16, BOOL, FLOAT, FLOAT16, INT64, Emitter
 from runtime.manifest import capacity_of
 
-# Added to the score of a node that must not be seen: far below any score that the type holds, and finite, so that no
-# row turns to NaN.
+# Added to the score of a node that must not be seen: far below the others, and finite together with any score, so that
+# no row turns to NaN. In float16, which ends at 65,504, that holds for scores up to about 30,000.
 HIDDEN_SCORE: dict[int, float] = {FLOAT: -1e9, BFLOAT16: -1e9, FLOAT16: -3e4}
 
 

@@ -184,13 +184,19 @@ def synthesize(
     """
     if form in GGUF_FORMS and (joined or sentencepiece):
         raise ConfigurationError(f"form {form} has its tokenizer inside and its heads outside: leave both as they are")
+    if joined and not heads:
+        raise ConfigurationError("there are no heads to be among the model's tensors: take some, or leave out --joined")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigurationError(f"{out} exists and is not an empty directory: remove it or choose another")
-    out.mkdir(parents=True, exist_ok=True)
     raw = SHAPES[name] | {"dtype": dtype}
     config = ModelConfig.of(Fields(out / CONFIG, raw), None)
     std = float(raw["initializer_range"])
     model, extra = model_weights(config, std), head_weights(config, heads, std)
+    if form in GGUF_FORMS:
+        from export.synthetic_gguf import check_widths, write_gguf  # needs the gguf package
+
+        check_widths(model, form)
+    out.mkdir(parents=True, exist_ok=True)
     total = sum(weight.size for weight in (*model, *extra)) * np.dtype(DTYPES[dtype][0]).itemsize
     with tqdm(
         total=total, desc=f"{out.name}: {name}", unit="B", unit_scale=True, delay=1, disable=None, file=sys.stderr
@@ -201,8 +207,6 @@ def synthesize(
             write, file = (write_pickle, OWN[1]) if form == "bin" else (write_safetensors, OWN[0])
             write(out / file, extra, dtype, seed, bar.update)
         if form in GGUF_FORMS:
-            from export.synthetic_gguf import write_gguf  # needs the gguf package
-
             tokens = tokenizer_of(config.vocab)
             write_gguf(out / f"{name}.{GGUF_FORMS[form]}.gguf", config, model, form, tokens, seed, bar.update)
         else:

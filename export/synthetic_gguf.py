@@ -27,6 +27,17 @@ SCALES: Mapping[str, tuple[int, int | None, float]] = {
 }  # fmt: skip
 
 
+def check_widths(weights: Sequence[Weight], form: str) -> None:
+    """Raises ConfigurationError where blocks of `form` do not divide a matrix."""
+    kind = _kind(form)
+    for weight in weights:
+        if len(weight.shape) > 1 and weight.shape[-1] % (block := gguf.GGML_QUANT_SIZES[kind][0]):
+            raise ConfigurationError(
+                f"{kind.name} holds {block} values a block, which do not divide {weight.name}'s width of"
+                f" {weight.shape[-1]}: choose a form of smaller blocks"
+            )
+
+
 def write_gguf(
     path: Path,
     config: ModelConfig,
@@ -40,13 +51,7 @@ def write_gguf(
 
     `path` appears when it is whole.
     """
-    kind = gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]
-    for weight in weights:
-        if len(weight.shape) > 1 and weight.shape[-1] % (block := gguf.GGML_QUANT_SIZES[kind][0]):
-            raise ConfigurationError(
-                f"{kind.name} holds {block} values a block, which do not divide {weight.name}'s width of"
-                f" {weight.shape[-1]}: choose a form of smaller blocks"
-            )
+    kind = _kind(form)
     part = path.with_name(path.name + ".part")
     writer = gguf.GGUFWriter(part, ARCHITECTURE)
     _describe(writer, config)
@@ -125,3 +130,7 @@ def _tokens(writer: gguf.GGUFWriter, config: ModelConfig, tokenizer: Mapping[str
     writer.add_eos_token_id(config.eos[0])
     writer.add_add_space_prefix(False)
     writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _kind(form: str) -> gguf.GGMLQuantizationType:
+    return gguf.GGMLQuantizationType[form.removeprefix("gguf-").upper()]

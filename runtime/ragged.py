@@ -1,8 +1,8 @@
 """The ragged graph form on ONNX Runtime's CPU provider, with its key-value cache in place.
 
-One anonymous mapping holds keys and values of all layers: untouched pages take no memory, and a freed row's pages go
-back to the system. ONNX Runtime reads and writes this memory itself: the same buffer is bound as a cache input and as
-its output, which TreeAttention demands, and which the Scan's body and GroupQueryAttention leave where it is.
+One anonymous mapping holds keys and values of all layers: untouched pages take no memory, and a freed row's pages may
+go back to the system. ONNX Runtime reads and writes this memory itself: the same buffer is bound as a cache input and
+as its output, which TreeAttention demands, and which the Scan's body and GroupQueryAttention leave where it is.
 """
 
 import mmap

@@ -130,4 +130,4 @@ class Session(Protocol):
         """Copies a row's first `length` tokens and its hidden state to another row: moves it, or forks a prefix."""
 
     def release(self, row: int) -> None:
-        """Gives a row's memory back."""
+        """Nobody uses the row any more: its memory may go back to the system."""

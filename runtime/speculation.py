@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from runtime.acceptance import FORCED, Acceptance
-from runtime.budget import Choice, Nodes, Prices, best, with_trees
+from runtime.budget import Nodes, Prices, best, with_trees
 from runtime.cost import CostModel
 from runtime.forest import LOOKUP, NEVER, Candidates, Forest
 from runtime.grammar import Matcher
@@ -65,7 +65,6 @@ class Speculator:
         self._untimed = 0.0  # seconds in the session since a step's time was learnt from
         self._unplanned = 0.0  # and since a budget
         self._pays = True  # for anyone, by that decision
-        self._plain: tuple[int, Choice] | None = None  # rows that decode, by the last decision if it drafts nothing
         self._tried = 0.0  # seconds in the session when the heads last ran
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
@@ -146,13 +145,12 @@ class Speculator:
         walked = [path for row in rows if (path := paths[row]) is not None]
         if len(walked) < len(rows):
             return
-        if forest is None:
-            self.decisions.count(len(rows), len(rows))
-            self.decisions.compare(len(rows), len(rows), len(rows))
-            return
-        self.decisions.count(len(rows), len(forest.places))
+        self.decisions.count(len(rows), len(rows) if forest is None else len(forest.places))
         habits = [plan.sequences[row].habit for row in rows]
         if self._runs % LEARN_EVERY and not any(habit.young for habit in habits):
+            return
+        if forest is None:
+            self.decisions.compare(len(rows), len(rows), len(rows))
             return
         known = self._candidates.known(forest)
         self.decisions.compare(len(rows), float(known.value.sum()), sum(map(len, walked)))
@@ -191,9 +189,10 @@ class Speculator:
             self._decide(habits, [matched for matched, _ in found], sequences, plan)
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         if not asked and not any(matched for matched, _ in found):
-            if self._plain is not None and self._unplanned >= BUDGET_AFTER:
-                self._keep_pace(*self._plain)
-                self._unplanned = 0.0
+            if self._unplanned >= BUDGET_AFTER and not any(plan.prefill):
+                load, self._unplanned = _load(plan), 0.0
+                plain = self.cost.decoder(load.rows, load.tokens, load.widest, load.attended, load.silent, load.keys)
+                self._keep_pace(load.decoding, load.decoding, float(plain) + self._host[0] * (load.rows + 2))
             return None
         candidates, most = self._candidates, [habit.nodes for habit in habits]
         draft = self._begin(sequences, asked, found)
@@ -205,7 +204,8 @@ class Speculator:
         if all(fixed):
             return candidates.build(candidates.best(most, NEVER))
         kind = len(plan.sequences), len(habits), len(asked)
-        known = kind == self._least_value[0] and not any(plan.prefill) and not any(habit.young for habit in habits)
+        unknown = any(habit.young or habit.tried for habit in habits)
+        known = kind == self._least_value[0] and not any(plan.prefill) and not unknown
         if known and self._unplanned < BUDGET_AFTER:
             return candidates.build(candidates.best(most, _least(fixed, self._least_value[1])))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
@@ -250,9 +250,8 @@ class Speculator:
         steps = self._age
         nodes = self._outlook(habits, matched)
         load = _load(plan)
-        choice = best(nodes, _lengths(sequences), load, self._prices(load.decoding))
-        drafts = set(nodes.row[: choice.nodes][nodes.by_heads[: choice.nodes]].tolist())
-        self._plain = None if choice.nodes else (load.decoding, choice)
+        chosen = best(nodes, _lengths(sequences), load, self._prices(load.decoding)).nodes
+        drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), self._seconds)
         runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
         may_try = bool(runs or self.cost.heads(len(habits)) <= TRIALS * (self._seconds - self._tried))
@@ -304,12 +303,13 @@ class Speculator:
         last = float(others.chance[choice.nodes - 1]) if choice.nodes else 1.0
         next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
         least = max(math.log((last + next_one) / 2), LEAST_VALUE) if choice.nodes else NO_NODE
-        self._keep_pace(load.decoding, choice)
+        self._keep_pace(load.decoding, choice.tokens, choice.seconds)
         return keep, least
 
-    def _keep_pace(self, decoding: int, choice: Choice) -> None:
-        tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
-        self._pace[decoding] = tokens * (1 - RECENT) + choice.tokens, seconds * (1 - RECENT) + choice.seconds
+    def _keep_pace(self, decoding: int, tokens: float, seconds: float) -> None:
+        """One step's expected tokens and seconds, of so many rows."""
+        known = self._pace.get(decoding, (0.0, 0.0))
+        self._pace[decoding] = known[0] * (1 - RECENT) + tokens, known[1] * (1 - RECENT) + seconds
 
     def _prices(self, decoding: int) -> Prices:
         plain, drafting = self._host

@@ -43,6 +43,7 @@ def run(artifact: Path, config: EngineConfig, web: WebConfig) -> None:
         from runtime.engine import Engine
 
         engine = Engine.from_artifact(artifact, config, progress=logger.info)
+        gc.collect()
         gc.freeze()  # what is there by now stays: each full collection would look at all of it, with everyone waiting
         return engine
 

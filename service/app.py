@@ -57,14 +57,17 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        yield
-        await engine.close()
+        try:
+            yield
+        finally:
+            await engine.close()
 
     app = FastAPI(
         title="Gorgon",
         description="Batched, lossless tree speculation on ONNX Runtime.",
         lifespan=lifespan,
         telemetry=NO_TELEMETRY,
+        redirect_slashes=False,  # to where, only a proxy before it would know
     )
     app.state.engine, app.state.metrics, app.state.names = engine, metrics, web.served_model_name
     app.add_middleware(BodyLimit, most=web.max_body_bytes, seconds=web.read_timeout)

@@ -111,9 +111,11 @@ class EngineThread:
         self.end_all("the server has stopped")
         self._closing = True
         self._inbox.put(lambda engine: None)  # wakes it
-        await asyncio.to_thread(self._thread.join, 0.0 if self.prompts is None else JOIN_SECONDS)
-        with self._wake:
-            self._deaf = True
+        try:
+            await asyncio.to_thread(self._thread.join, 0.0 if self.prompts is None else JOIN_SECONDS)
+        finally:
+            with self._wake:
+                self._deaf = True
 
     def ready(self) -> Prompts:
         """What turns bodies into prompts; raises NotReadyError unless requests are taken."""

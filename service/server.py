@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
             access_log=False,
             lifespan="on",
             ws="none",
-            proxy_headers=False,  # nothing here asks who the client is
+            proxy_headers=False,  # nothing here asks who the client is, nor sends it elsewhere
         )
         super().__init__(options)
         self._engine = engine

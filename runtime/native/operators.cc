@@ -40,6 +40,8 @@ Int4Weights int4_weights(const Info& info, std::size_t first) {
   if (inputs < 1 || outputs < 1 || block < 1) throw std::invalid_argument("K, N and block_size have to be at least 1");
   const std::int64_t blocks = (inputs + block - 1) / block;
   const Tensor packed = info.constant(first), scale = info.constant(first + 1);
+  if (packed.type != ort::kUint8 || scale.type != ort::kFloat)  // ONNX Runtime does not look where any type is taken
+    throw std::invalid_argument("packed has to be uint8 and scale float");
   expect("packed", packed, outputs * blocks * block / 2);
   expect("scale", scale, outputs * blocks);
   Int4Weights weights = pack_int4(packed.as<std::uint8_t>(), scale.as<float>(), inputs, outputs, block, alone());

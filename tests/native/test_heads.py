@@ -146,6 +146,21 @@ def test_drafts_of_unusual_logits(library: Library, path: str, tmp_path: Path) -
     assert all(len(set(row)) == TOP_K for row in tokens.tolist())
 
 
+def test_scales_of_another_type_are_refused(library: Library, tmp_path: Path) -> None:
+    """As many float16 numbers have half of the bytes that are read."""
+    file = tmp_path / "products.onnx"
+    products(file, (64, 32), 2)
+    model = onnx.load(file)
+    model.ClearField("functions")  # whose body takes no float16 either
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and len(weight.dims) == 2:
+            halved = onnx.numpy_helper.to_array(weight).astype(np.float16)
+            weight.CopyFrom(onnx.numpy_helper.from_array(halved, weight.name))
+    onnx.save(model, file)
+    with pytest.raises(Exception, match="packed has to be uint8 and scale float"):
+        opened(file, library)
+
+
 def test_more_drafts_than_tokens_are_refused(library: Library, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"TopDrafts: top_k is 10, logits are \[2, 9\]: it has to be from 1 to"):
         drafts(tmp_path / "drafts.onnx", library, np.zeros((2, 9), np.float32))

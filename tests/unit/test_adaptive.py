@@ -4,6 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime.cost import CostModel
@@ -81,6 +82,35 @@ def test_short_answers_do_not_pay_for_trials_of_dear_heads(kind: str, concurrenc
     """Plain decoding is best here, and no sequence lasts long enough to be known."""
     of = {setting: speed(kind, DEAR, concurrency, setting, tokens=SHORT) for setting in ("off", 2, "auto")}
     assert of["off"] > of[2] and of["auto"] >= 0.98 * of["off"], of
+
+
+def turning(seed: int) -> Trace:
+    """Easy, then hopeless, then easy again."""
+    hard, easy = trace(seed, 0.05), trace(seed, 0.95)
+    middle = np.arange(len(easy.text)) // (TOKENS // 3) == 1
+    of = lambda a, b: np.where(middle.reshape(-1, *(1,) * (a.ndim - 1)), a, b)  # noqa: E731
+    return Trace(easy.text, of(hard.logprobs, easy.logprobs), of(hard.rank, easy.rank))
+
+
+@pytest.mark.parametrize("machine", [FIRST, DEAR])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_text_that_becomes_easy_again_is_found(machine: str, concurrency: int) -> None:
+    traces = [turning(i) for i in range(8)]
+    of = {setting: run(traces, machine, concurrency, setting, False)[0] for setting in FIXED}
+    auto, engine = run(traces, machine, concurrency, "auto", False)
+    assert auto >= 0.97 * max(of.values()), of
+    if machine == FIRST:  # where drafting pays at all
+        assert auto > 1.2 * of["off"] and engine.stats()["tokens_per_step"] > 1.5
+
+
+def test_steps_that_draft_nothing_are_counted_as_any_other() -> None:
+    _, engine = run(TRACES["hopeless"], DEAR, 8, "auto", False)
+    stats = engine.stats()
+    drafting = stats["drafting"]
+    assert drafting["heads_runs"] > 0, "nobody looked whether it pays"
+    assert drafting["rows"] > 0.95 * stats["decoded_rows"] > 1000
+    assert drafting["nodes_per_row"] < 0.1
+    assert drafting["realised_tokens_per_step"] == pytest.approx(drafting["expected_tokens_per_step"], rel=0.02)
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])

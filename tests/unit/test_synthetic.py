@@ -187,6 +187,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["medusa_lm_head.safetensors", "tiny.Q4_0.gguf"]
     assert main(["tiny", "--out", str(tmp_path / "k"), "--form", "gguf-q4_k"]) == 2
     assert "Q4_K holds 256 values a block, which do not divide model.embed" in capsys.readouterr().err
+    assert not (tmp_path / "k").exists()
+    assert main(["tiny", "--out", str(tmp_path / "n"), "--joined", "--heads", "0"]) == 2
+    assert "no heads to be among the model's tensors" in capsys.readouterr().err
     assert main(["tiny", "--out", str(tmp_path / "j"), "--form", "gguf-q4_0", "--joined"]) == 2
     assert "has its tokenizer inside and its heads outside" in capsys.readouterr().err
     assert main(["tiny", "--out", str(tmp_path / "v"), "--form", "bin", "--joined", "--sentencepiece"]) == 0
