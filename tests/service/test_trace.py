@@ -60,7 +60,7 @@ def test_each_step_tells_what_it_drafted(server: Serving, speculation: int | str
     assert sum(len(step["accepted"]) for step in steps) == after["accepted"] - before["accepted"]
     if speculation == "off":
         assert {len(step["nodes"]) for step in steps[1:]} == {1}
-    else:
+    elif speculation != "auto":  # which may find that nothing pays here
         assert any(step["accepted"] for step in steps) and after["accepted"] < after["drafted"]
 
 

@@ -73,13 +73,17 @@ def test_a_sequence_whose_drafts_fail_is_trusted_less() -> None:
 def test_heads_that_do_not_pay_are_tried_ever_more_rarely() -> None:
     habit, tried = Habit(16, False, None), []
     for step in range(2000):
-        habit.decide(pays=False, steps=1)
+        habit.decide(pays=False, steps=1, may_try=True)
         if habit.heads:
             tried.append(step)
         habit.end_trial()
         assert not habit.heads
     gaps = np.diff(tried)
     assert (np.diff(gaps) >= 0).all() and gaps.max() == PATIENCE[1]
-    habit.decide(pays=True, steps=1)
+    habit.decide(pays=False, steps=PATIENCE[1], may_try=False)
+    assert not habit.heads, "not now"
+    habit.decide(pays=False, steps=1, may_try=True)
+    assert habit.heads, "but as soon as it may be"
+    habit.decide(pays=True, steps=1, may_try=True)
     habit.end_trial()
     assert habit.heads
