@@ -55,14 +55,17 @@ class Habit:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""
         self.values = values if self.values is None else self.values + RECENT * (values - self.values)
 
-    def decide(self, pays: bool, steps: int, may_try: bool) -> None:
-        """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long."""
+    def decide(self, pays: bool, steps: int, may_try: bool, overdue: bool = False) -> None:
+        """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long.
+
+        For nobody, if it is `overdue`.
+        """
         self.tried = False
         if pays:
             self.heads, self.idle, self.patience = True, 0, PATIENCE[0]
             return
         self.idle += steps
-        self.heads = self.tried = may_try and self.idle >= self.patience
+        self.heads = self.tried = overdue or (may_try and self.idle >= self.patience)
         if self.heads:
             self.idle, self.patience = 0, min(4 * self.patience, PATIENCE[1])
 

@@ -34,7 +34,8 @@ BUDGET_AFTER = 0.004  # seconds in the session until the next budget; steps befo
 NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once a sequence is known
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
-TRIALS = 0.02  # share of the time that trials of the heads may take while they pay for nobody
+OVERDUE = 0.005  # of it, below which they are tried however short the sequences are
+TRIALS = 0.02  # of the time that trials of the heads may take while they pay for nobody
 LEAST_VALUE = math.log(0.01)  # of a node's chance to be accepted; nodes below it are left out of what pays
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
@@ -204,7 +205,7 @@ class Speculator:
         if all(fixed):
             return candidates.build(candidates.best(most, NEVER))
         kind = len(plan.sequences), len(habits), len(asked)
-        unknown = any(habit.young or habit.tried for habit in habits)
+        unknown = any(habit.tried for habit in habits) or 2 * sum(habit.young for habit in habits) > len(habits)
         known = kind == self._least_value[0] and not any(plan.prefill) and not unknown
         if known and self._unplanned < BUDGET_AFTER:
             return candidates.build(candidates.best(most, _least(fixed, self._least_value[1])))
@@ -240,7 +241,7 @@ class Speculator:
             return
         self._age += 1
         rows, seconds = self._decided
-        changed = rows != len(habits) and self._seconds - seconds >= BUDGET_AFTER
+        changed = not rows <= 1.5 * len(habits) <= 2.25 * rows and self._seconds - seconds >= BUDGET_AFTER
         if self._age < DECIDE_EVERY and not changed:
             for habit in habits:
                 if habit.values is None:
@@ -254,9 +255,10 @@ class Speculator:
         drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), self._seconds)
         runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
-        may_try = bool(runs or self.cost.heads(len(habits)) <= TRIALS * (self._seconds - self._tried))
+        share = float(self.cost.heads(len(habits))) / max(self._seconds - self._tried, 1e-9)
+        may_try, overdue = bool(runs) or share <= TRIALS, not runs and share <= OVERDUE
         for i, habit in enumerate(habits):
-            habit.decide(habit.fixed or i in drafts, steps, may_try)
+            habit.decide(habit.fixed or i in drafts, steps, may_try, overdue)
 
     def _outlook(self, habits: list[Habit], matched: list[int]) -> Nodes:
         """What drafting can be expected to bring."""

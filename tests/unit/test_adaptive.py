@@ -15,7 +15,7 @@ from tests.unit.replay import Clock, ReplaySession, Trace, trace
 
 FIXED: tuple[int | str, ...] = ("off", 2, 4, 8, 16, 32)
 TOKENS = 300  # of an answer
-SHORT = 32
+SHORT = 17
 # measured by `python -m runtime.bench profile --rows 32 --json ...` on 2 cores of an AMD EPYC
 MACHINES = json.loads(Path(__file__).with_name("cost_models.json").read_text())
 FIRST, *_, DEAR = MACHINES  # the last one's heads take half of a step
@@ -44,13 +44,16 @@ def speed(
 def run(
     traces: list[Trace], machine: str, concurrency: int, speculation: int | str, lookup: bool, length: int = TOKENS
 ) -> tuple[float, Engine]:
-    """Three answers for each row, until the last of them has one: with rows empty, whoever hurries waits in the end."""
+    """Three answers for each row, more of short ones, until the last of them has one.
+
+    With rows empty, whoever hurries waits in the end.
+    """
     clock = Clock()
     session = ReplaySession(traces, model(machine), clock, concurrency)
     config = EngineConfig(rows=concurrency, queue=1000, kv_memory=1 << 30, lookup=lookup)
     engine = Engine(session, fake_tokenizer(), config, model(machine), clock)
     params = SamplingParams(length, ignore_eos=True, speculation=speculation)
-    sequences = [engine.add([i % len(traces)], params) for i in range(max(16, 3 * concurrency))]
+    sequences = [engine.add([i % len(traces)], params) for i in range(max(16, 3 * concurrency) * TOKENS // length)]
     while engine.stats()["waiting"]:
         engine.step()
     tokens, seconds = sum(len(sequence.tokens) for sequence in sequences), clock.now
@@ -74,6 +77,14 @@ def test_auto_is_never_slower_than_any_fixed_size(machine: str, kind: str, concu
     fixed = {speculation: speed(kind, machine, concurrency, speculation) for speculation in FIXED}
     auto = speed(kind, machine, concurrency, "auto")
     assert auto >= 0.98 * max(fixed.values()), f"auto {auto:.0f}, fixed {fixed}"
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("kind", TRACES)
+def test_short_answers_are_drafted_where_it_pays(kind: str, concurrency: int) -> None:
+    """No sequence lasts long enough to be tried for its own sake."""
+    of = {setting: speed(kind, FIRST, concurrency, setting, tokens=SHORT) for setting in (*FIXED, "auto")}
+    assert of["auto"] >= 0.97 * max(of[setting] for setting in FIXED), of
 
 
 @pytest.mark.parametrize("concurrency", [4, 16])
