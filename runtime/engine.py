@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from runtime import memory
@@ -84,6 +85,7 @@ class Engine:
     ) -> "Engine":
         """Loads an artifact; without `cost`, measures its steps, or reads what was measured here before.
 
+        From then on numpy's BLAS has one thread in this process.
         Raises ArtifactError or ConfigurationError.
         """
         config, directory = config or EngineConfig(), Path(path).resolve()
@@ -93,6 +95,8 @@ class Engine:
         except Exception as error:  # the package raises bare Exception
             raise ArtifactError(f"{directory / 'tokenizer.json'} does not load: {error}") from error
         memory.check(manifest, config)
+        # numpy's products are small, and the threads of its BLAS spin on after one, on cores that the session needs
+        threadpool_limits(1, user_api="blas")
         session = open_session(Path(path), manifest, config, progress)
         if cost is None:
             cost = load_or_measure(Path(path), session, config, progress)

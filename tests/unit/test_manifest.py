@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from export.artifact import Source, export
 from runtime.engine import Engine
@@ -184,3 +185,11 @@ def test_a_context_beyond_the_exported_one(artifact: Path) -> None:
 def test_more_rows_than_the_address_space_holds(artifact: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"rows x 192 tokens x 512 bytes = \d+ bytes of keys and values"):
         load(artifact, rows=10**12)
+
+
+def test_a_loaded_engine_leaves_the_cores_to_its_session(artifact: Path) -> None:
+    """docs/decisions/0003-threads.md: threads of numpy's BLAS spin where the session's want to run."""
+    threadpool_limits(2, user_api="blas")
+    load(artifact)
+    pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert pools and set(pools) == {1}
