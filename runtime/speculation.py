@@ -56,7 +56,7 @@ class Speculator:
         self._candidates = Candidates(self._universe, self._acceptance)
         self._has_heads = bool(accuracy)
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + 2): plain, drafting
-        # expected tokens and seconds of the last steps, by rows that decode
+        # expected tokens and seconds, at the machine's usual speed, of the last steps, by rows that decode
         self._pace: dict[int, tuple[float, float]] = {}
         self._usual: Load | None = None  # the last step in which every row decoded
         self._age = DECIDE_EVERY  # steps since it was decided who runs the heads
@@ -310,13 +310,14 @@ class Speculator:
 
     def _keep_pace(self, decoding: int, tokens: float, seconds: float) -> None:
         """One step's expected tokens and seconds, of so many rows."""
-        known = self._pace.get(decoding, (0.0, 0.0))
-        self._pace[decoding] = known[0] * (1 - RECENT) + tokens, known[1] * (1 - RECENT) + seconds
+        known, usual = self._pace.get(decoding, (0.0, 0.0)), seconds / self.cost.factor
+        self._pace[decoding] = known[0] * (1 - RECENT) + tokens, known[1] * (1 - RECENT) + usual
 
     def _prices(self, decoding: int) -> Prices:
         plain, drafting = self._host
         tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
-        return Prices(self.cost, plain, drafting or plain, tokens / seconds if seconds else 0.0)
+        rate = tokens / (seconds * self.cost.factor) if seconds else 0.0  # of a machine that is slow just now as well
+        return Prices(self.cost, plain, drafting or plain, rate)
 
 
 def _least(fixed: list[bool], value: float) -> np.ndarray | float:
