@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export import linear
-from export.emitter import FLOAT, Emitter
+from export.emitter import FLOAT, OPSET, Emitter
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64)
 RUNS = 15
@@ -22,7 +22,7 @@ def session(precision: str, block: int, weights: np.ndarray) -> ort.InferenceSes
     linear.INT4_BLOCK = block
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "linear.onnx"
-        with Emitter(path) as emitter:
+        with Emitter(path, OPSET) as emitter:
             for i, weight in enumerate(weights):
                 x = emitter.input(f"x{i}", FLOAT, ["tokens", weight.shape[1]])
                 linear.linear(emitter, x, f"w{i}", weight, None, precision, result=f"y{i}")
