@@ -42,6 +42,8 @@ from runtime.text import Pieces, TextStream
 from runtime.tree import Tree, accuracy_of
 from runtime.verify import first_gap
 
+MEANWHILE = 0.001  # seconds that a run takes, for others to get something done beside it
+
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +76,7 @@ class Engine:
         self._ready: list[Output] = []  # of sequences that ended without a step
         self._next_id = 0
         self._in_session = 0.0  # seconds of this step
+        self._meanwhile: Callable[[], None] | None = None  # what is still to be called in this step
 
     @classmethod
     def from_artifact(
@@ -151,8 +154,18 @@ class Engine:
             return None
         return self._finish(sequence, "abort")
 
-    def step(self) -> list[Output]:
-        """One step over all running sequences: what each of them was given. Does nothing when there is no work."""
+    def step(self, meanwhile: Callable[[], None] | None = None) -> list[Output]:
+        """One step over all running sequences: what each of them was given. Does nothing when there is no work.
+
+        `meanwhile` is called once, right before the model runs, if it does: while it runs, this thread does not hold
+        the interpreter, and what another thread is told then does not hold up this one.
+        """
+        self._meanwhile = meanwhile
+        outputs = self._step_once()
+        self._about_to_run()
+        return outputs
+
+    def _step_once(self) -> list[Output]:
         begin = self._clock()
         outputs, self._ready, self._in_session = self._ready, [], 0.0
         chunk = self._speculator.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
@@ -232,6 +245,7 @@ class Engine:
             batch, first = self._packer.pack(works)
             if (temperature := _temperature(plan, batch, first)) is not None:
                 batch = replace(batch, temperature=temperature)
+            self._about_to_run()
             began = self._clock()
             result = self.session.run(batch)
             seconds = self._clock() - began
@@ -266,7 +280,14 @@ class Engine:
         self._speculator.verified(paths, plan)
         return outputs
 
+    def _about_to_run(self) -> None:
+        call, self._meanwhile = self._meanwhile, None
+        if call is not None:
+            call()
+
     def _heads(self, rows: list[int]) -> Draft:
+        if self._speculator.cost.heads(len(rows)) >= MEANWHILE:
+            self._about_to_run()
         began = self._clock()
         draft = self.session.heads(rows)
         seconds = self._clock() - began

@@ -2,7 +2,7 @@
 
     event loop                              engine's thread
     submit, cancel  ── inbox (commands) ──> add, abort      between any two steps, in order
-    Answer          <── told (calls) ────── step            one wake-up of the loop for all outputs of a step
+    Answer          <── told (calls) ────── step            one wake-up for all outputs of a step, as the model runs
 
 Nothing else touches the engine: it is not thread-safe, and a step would hold up the event loop.
 """
@@ -211,11 +211,10 @@ class EngineThread:
         while not self._closing:
             if self._obey(engine):
                 self.stats = engine.stats()
-                self._flush()  # a refusal does not wait for the step
-            if engine.has_work:
-                for output in engine.step():
-                    self._publish(output)
-                self.stats = engine.stats()  # as true as what is told with it
+            for output in engine.step(self._flush):
+                self._publish(output)
+            self.stats = engine.stats()  # as true as what is told with it
+            if not engine.has_work:
                 self._flush()
 
     def _obey(self, engine: "Engine") -> bool:

@@ -89,8 +89,9 @@ def test_random_arrivals_aborts_and_failures(seed: int) -> None:
             take([end])
         if rng.random() < 0.02:
             session.fail_next = rng.choice(["run", "heads", "copy", "commit", "nan"])
-        before = engine.stats()["prefilled"]
-        take(engine.step())
+        before, runs, told = engine.stats()["prefilled"], session.runs, []
+        take(engine.step(lambda: told.append(session.runs)))  # noqa: B023  # is called in this step
+        assert told == [runs], "others are told once a step, before the model runs"
         engine.check_integrity()
         assert engine.stats()["prefilled"] - before <= engine.config.chunk
         live = [s for s in live if s.finish_reason is None]
@@ -132,6 +133,22 @@ def test_prefill_shares_the_step_with_decoding() -> None:
     for _ in range(8):
         engine.step()
     assert len(short.tokens) == before + 8
+
+
+@pytest.mark.parametrize(("start", "first"), [(1e-3, "run"), (8e-3, "heads")])
+def test_others_are_told_beside_the_first_run_that_takes_long(
+    start: float, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short heads are over before others are done: they would hold up this thread, which needs the interpreter."""
+    session, said = FakeSession(rows=1, eos_rate=0), list[str]()
+    engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost(start=start))
+    engine.add([5, 6], SamplingParams(max_tokens=20, speculation=8))
+    engine.step()
+    for name in ("heads", "run"):
+        real = getattr(session, name)
+        monkeypatch.setattr(session, name, lambda what, name=name, real=real: (said.append(name), real(what))[1])
+    engine.step(lambda: said.append("others"))
+    assert said == (["heads", "others", "run"] if first == "run" else ["others", "heads", "run"])
 
 
 def test_a_request_reserves_all_it_may_need_in_whole_pages() -> None:
