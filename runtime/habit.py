@@ -51,6 +51,11 @@ class Habit:
         """Whether too little is known for its trust."""
         return not self.fixed and self.expected < TRUST_PRIOR
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether it is young, and less than half of what its drafts claimed came true."""
+        return self.young and self.right < self.expected / 2
+
     def remember(self, values: np.ndarray) -> None:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""
         self.values = values if self.values is None else self.values + RECENT * (values - self.values)
