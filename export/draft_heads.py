@@ -1,8 +1,9 @@
 """The Medusa heads' graph: hidden states in, each head's best tokens and their log-probabilities out.
 
-Input   hidden [rows, hidden]         after the final norm, of each row's last committed token; in the padded form
+Inputs  hidden [rows, hidden]         after the final norm, of each row's last committed token; in the padded form
                                       state [all rows, hidden], and asked int64 [rows] says which
-Outputs tokens int64 [rows, heads, top_k], logprobs float [rows, heads, top_k], best first
+        depth int64 [1]               so many of the heads run, the first ones; the padded form runs them all
+Outputs tokens int64 [rows, depth, top_k], logprobs float [rows, depth, top_k], best first
 
 Head h: x + SiLU(W x + b), once for each of its layers, then the vocabulary product; it predicts the token at offset
 2 + h (Cai et al., Medusa, 2024).
@@ -55,8 +56,10 @@ def build_heads(
         if padded:
             state = emitter.input("state", numerics.values, ["slots", config.hidden])
             hidden = emit("Gather", state, emitter.input("asked", INT64, ["rows"]), axis=0)
+            ran: str | int = heads.count
         else:
             hidden = emitter.input("hidden", FLOAT, ["rows", config.hidden])
+            depth, ran = emitter.input("depth", INT64, [1]), f"depth_to_{heads.count}"
         blocks = [heads.resblock(h) for h in range(heads.count)]
         # the heads' first layers share their input, so they are one product
         weight, bias = (np.concatenate([block[0][part] for block in blocks]) for part in (0, 1))
@@ -70,6 +73,8 @@ def build_heads(
             biases_of_all = np.stack(biases).astype(emitter.dtype(numerics.values))
             inner = emit("Add", inner, emitter.weight(f"heads.{layer}.bias", biases_of_all))
             x = emit("Add", x, emit("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
+        if not padded:  # what is before the vocabulary is a twentieth of the weights
+            x = emit("Slice", x, const([0]), depth, const([1]))  # [rows, depth, hidden]
 
         def vocabulary(h: int) -> np.ndarray:
             progress(f"Medusa head {h + 1} of {heads.count}")
@@ -77,7 +82,7 @@ def build_heads(
             return lm_head() if own is None else own
 
         if heads.shared:
-            logits = linear(emitter, x, "heads.lm", vocabulary(0), None, numerics.drafts)  # [rows, heads, vocab]
+            logits = linear(emitter, x, "heads.lm", vocabulary(0), None, numerics.drafts)  # [rows, depth, vocab]
         else:
             names = [f"head_{h}.lm" for h in range(heads.count)]
             logits = linear_each(emitter, x, names, map(vocabulary, range(heads.count)), numerics.drafts)
@@ -88,6 +93,6 @@ def build_heads(
             emitter.nodes("TopK", logprobs, const([top_k]), names=RESULTS, axis=-1)
         else:
             emitter.calls(TOP_DRAFTS, logits, const([top_k]), names=RESULTS)
-        emitter.output("tokens", INT64, ["rows", heads.count, top_k])
-        emitter.output("logprobs", FLOAT, ["rows", heads.count, top_k])
+        emitter.output("tokens", INT64, ["rows", ran, top_k])
+        emitter.output("logprobs", FLOAT, ["rows", ran, top_k])
         emitter.save("heads")

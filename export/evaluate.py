@@ -87,7 +87,7 @@ class Artifact:
             rows = range(min(ROWS, positions - start))
             for row in rows:  # a commit that moves nothing: it only says whose hidden state the row drafts from
                 self._session.commit(row, 0, [0], start + row)
-            found.append(self._session.heads(list(rows)).tokens.copy())
+            found.append(self._session.heads(list(rows), self._session.manifest.medusa_heads).tokens.copy())
         return np.concatenate(found)
 
 

@@ -49,16 +49,21 @@ def values_of(precision: str) -> Any:
 def linear_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable[np.ndarray], precision: str) -> str:
     """x [tokens, layers, in], each layer's name and weight [out, in] -> [tokens, layers, out]: its own part of x each.
 
+    x may have fewer layers than there are weights: its own are the first of these.
     In int4 one operator for all of them: what is around a small product costs as much as the product.
     """
     if precision == "int4":
         return _int4_each(emitter, x, names, weights)
-    parts = emitter.nodes("Split", x, names=[""] * len(names), axis=1, num_outputs=len(names))
     products = [
-        linear(emitter, part, name, weight, None, precision)
-        for part, name, weight in zip(parts, names, weights, strict=True)
+        linear(emitter, _layer(emitter, x, i), name, weight, None, precision)
+        for i, (name, weight) in enumerate(zip(names, weights, strict=True))
     ]
     return emitter.node("Concat", *products, axis=1)
+
+
+def _layer(emitter: Emitter, x: str, i: int) -> str:
+    """[tokens, 1, in] of x [tokens, layers, in], no tokens' where x has no such layer."""
+    return emitter.node("Slice", x, *map(emitter.constant, ([i], [i + 1], [1])))
 
 
 def _int4_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable[np.ndarray]) -> str:
@@ -95,11 +100,15 @@ def _matmul_int4() -> onnx.FunctionProto:
 
 @cache
 def matmul_int4_each(layers: int) -> onnx.FunctionProto:
-    """Inputs x [tokens, layers, K], each layer's packed and scale; output [tokens, layers, N]: its part of x each."""
+    """Inputs x [tokens, layers, K], each layer's packed and scale; output [tokens, layers, N]: its part of x each.
+
+    Where x has fewer layers, the last weights find an empty part.
+    """
     weights = [(f"packed_{i}", f"scale_{i}") for i in range(layers)]
     parts, products = [f"x_{i}" for i in range(layers)], [f"y_{i}" for i in range(layers)]
     body = [
-        helper.make_node("Split", ["x"], parts, axis=1, num_outputs=layers),
+        *(helper.make_node("Constant", [], [f"at_{i}"], value_ints=[i]) for i in range(layers + 1)),
+        *(helper.make_node("Slice", ["x", f"at_{i}", f"at_{i + 1}", "at_1"], [parts[i]]) for i in range(layers)),
         *(_int4_node(x, *weight, y) for x, weight, y in zip(parts, weights, products, strict=True)),
         helper.make_node("Concat", products, ["y"], axis=1),
     ]

@@ -120,7 +120,8 @@ def _in_stages(
     if not manifest.medusa_heads:
         return result["logits"], None
     heads = graphs.load(directory / "heads.onnx", library=library)
-    return result["logits"], Draft(*heads.run(["tokens", "logprobs"], {"hidden": result["hidden"][roots]}))
+    feed = {"hidden": result["hidden"][roots], "depth": np.array([manifest.medusa_heads])}
+    return result["logits"], Draft(*heads.run(["tokens", "logprobs"], feed))
 
 
 def _in_session(
@@ -137,7 +138,7 @@ def _in_session(
         return logits, None
     for row, (prompt, root) in enumerate(zip(prompts, roots, strict=True)):
         session.commit(row, len(prompt), [0], root)
-    return logits, session.heads(list(range(len(prompts))))
+    return logits, session.heads(list(range(len(prompts))), manifest.medusa_heads)
 
 
 def _steps(manifest: Manifest, prompts: list[list[int]], trees: list[Tree]) -> tuple[list[Batch], list[int]]:

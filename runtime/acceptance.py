@@ -6,8 +6,8 @@ prompt lookup have no probability of their own: their cells are the length of th
 guess. So do those that a grammar forces, whose match is FORCED.
 A draft counts only when its parent was accepted; old counts fade.
 
-Dimension words: [rows] sequences, [heads] Medusa heads, [top_k] ranks of a head, [cells], [tried] nodes with an
-accepted parent.
+Dimension words: [rows] sequences, [heads] Medusa heads, [depth] those that ran, [top_k] ranks of a head, [cells],
+[tried] nodes with an accepted parent.
 """
 
 import numpy as np
@@ -41,9 +41,9 @@ class Acceptance:
         self._new: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # observed, and not yet counted
 
     def heads(self, logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Draft log-probabilities [rows, heads, top_k] -> calibrated ones and their cells, of the same shape."""
+        """Draft log-probabilities [rows, depth, top_k] -> calibrated ones and their cells, of the same shape."""
         bounded = np.fmax(logprobs, FLOOR)  # also where a head gives NaN
-        cells = EDGES.searchsorted(bounded) + self._head_cell
+        cells = EDGES.searchsorted(bounded) + self._head_cell[: logprobs.shape[1]]
         calibrated = bounded + self._log_ratio.take(cells)
         return np.minimum(calibrated, CERTAIN, out=calibrated), cells
 

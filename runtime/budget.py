@@ -30,13 +30,14 @@ class Nodes:
 class Prices:
     """What a step costs: the session by the model, and seconds per (row + 2) outside of it, plain and drafting.
 
-    `rate` is in tokens a second; 0 stands for the best one that this step can have.
+    `rate` is in tokens a second; 0 stands for the best one that this step can have. A `share` of the heads runs.
     """
 
     cost: CostModel
     plain: float
     drafting: float
     rate: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(asked, np.add.reduce((mine & nodes.by_heads[:, None]).cumsum(axis=0) > 0, axis=1))
     host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)
-    seconds = seconds + cost.heads(ask) + host
+    seconds = seconds + cost.heads(ask, prices.share) + host
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
     chosen = int((gain - prices.rate * seconds if prices.rate else gain / seconds).argmax())
     return Choice(chosen, float(gain[chosen]), float(seconds[chosen]))

@@ -30,7 +30,8 @@ class CostModel:
     """Predicts steps, and learns from steps that were timed.
 
     `body` [rows][tokens] is over the ascending points `rows` and `tokens`, `vocabulary` [tokens] over tokens whose
-    logits are wanted, `heads` [rows] over rows that draft. Times and prices are in seconds. Tables are made to rise.
+    logits are wanted, `heads` [rows] over rows that draft; `base` is the share of it that any number of heads takes.
+    Times and prices are in seconds. Tables are made to rise.
     Raises ValueError for values that are no tables.
     """
 
@@ -44,6 +45,7 @@ class CostModel:
         pair: float = 0.0,
         slot: float = 0.0,
         key: float = 0.0,
+        base: float = 1.0,
     ) -> None:
         self._rows, self._tokens = _points("rows", rows), _points("tokens", tokens)
         if len(body) != len(rows):
@@ -54,7 +56,9 @@ class CostModel:
         for name, price in (("pair", pair), ("slot", slot), ("key", key)):
             if not (math.isfinite(price) and price >= 0.0):
                 raise ValueError(f"{name} is {price!r}: it has to be a number of at least 0")
-        self.pair, self.slot, self.key = float(pair), float(slot), float(key)
+        if not 0.0 <= base <= 1.0:
+            raise ValueError(f"base is {base!r}: it has to be a share from 0 to 1")
+        self.pair, self.slot, self.key, self.base = float(pair), float(slot), float(key), float(base)
         self.factor = 1.0  # of the machine's momentary speed, above 1 where it is slower than it was
         self._usual = 0.0  # error: what all steps have in common is the factor's, and must not pile up in the tables
         self._row_ends = np.array([0, *self._rows, FAR], np.float64)
@@ -86,12 +90,15 @@ class CostModel:
             keys = _alike(rows, tokens, attended)
         return (seconds + attended * self.pair + widest * (rows * self.slot) + keys * self.key) * self.factor
 
-    def heads(self, rows: Values) -> Any:
-        """Seconds of a run of the heads for `rows` rows, none for no rows: an array [choices] where `rows` is one."""
+    def heads(self, rows: Values, share: Values = 1.0) -> Any:
+        """Seconds of a run of a `share` of the heads for `rows` rows, none for no rows.
+
+        An array [choices] where an argument is one.
+        """
         if self._heads_line is None:
             self._heads_line = _line(self._rows, self._heads)
             self._heads_line[0] = 0.0
-        return np.interp(rows, self._row_ends, self._heads_line) * self.factor
+        return np.interp(rows, self._row_ends, self._heads_line) * self._part(share) * self.factor
 
     def observe_decoder(
         self,
@@ -126,18 +133,19 @@ class CostModel:
         self._body_lines.clear()
         return said
 
-    def observe_heads(self, rows: int, seconds: float) -> None:
-        """Learns from a run of the heads. The factor follows the decoder alone: every step runs it."""
+    def observe_heads(self, rows: int, seconds: float, share: float = 1.0) -> None:
+        """Learns from a run of a `share` of the heads. The factor follows the decoder alone: every step runs it."""
         cells = [(self._heads, r, share) for r, share in _between(self._rows, rows)]
-        predicted = sum(line[r] * share for line, r, share in cells)
-        _shift(cells, SLOW * _cut(_surprise(predicted * self.factor, seconds), SLOW_LIMIT) * predicted, 0.0)
+        predicted = sum(line[r] * part for line, r, part in cells)
+        surprise = _surprise(predicted * self._part(share) * self.factor, seconds)
+        _shift(cells, SLOW * _cut(surprise, SLOW_LIMIT) * predicted, 0.0)
         self._heads_line = None
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` takes. The factor is not kept: it belongs to the moment."""
         return {
             "rows": self._rows, "tokens": self._tokens, "body": self._body, "vocabulary": self._vocabulary,
-            "heads": self._heads, "pair": self.pair, "slot": self.slot, "key": self.key,
+            "heads": self._heads, "pair": self.pair, "slot": self.slot, "key": self.key, "base": self.base,
         }  # fmt: skip
 
     @classmethod
@@ -147,6 +155,9 @@ class CostModel:
             return cls(**value)
         except TypeError as error:
             raise ValueError(f"not a cost model: {error}") from None
+
+    def _part(self, share: Values) -> Any:
+        return self.base + (1.0 - self.base) * share
 
     def _body_line(self, rows: int) -> np.ndarray:
         lines = [share * np.array(self._body[r]) for r, share in _between(self._rows, rows)]

@@ -285,14 +285,14 @@ class Engine:
         if call is not None:
             call()
 
-    def _heads(self, rows: list[int]) -> Draft:
+    def _heads(self, rows: list[int], depth: int) -> Draft:
         if self._speculator.cost.heads(len(rows)) >= MEANWHILE:
             self._about_to_run()
         began = self._clock()
-        draft = self.session.heads(rows)
+        draft = self.session.heads(rows, depth)
         seconds = self._clock() - began
         self._in_session += seconds
-        self._speculator.asked(len(rows), seconds)
+        self._speculator.asked(len(rows), depth, seconds)
         return draft
 
     def _prefilled(self, s: Sequence, n: int, result: Result, at: int) -> Output | None:

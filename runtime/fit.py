@@ -28,7 +28,7 @@ def fit(samples: Sequence[Sample]) -> CostModel:
         if s.tokens == t
     }
     body = [_rising(_filled(rest, rows, tokens, r)) for r in rows]
-    return CostModel(rows, tokens, body, vocabulary, _heads(samples, rows), pair, slot, key)
+    return CostModel(rows, tokens, body, vocabulary, _heads(samples, rows), pair, slot, key, _base(samples))
 
 
 def _context_prices(loud: Iterable[Sample], even: Even) -> tuple[float, float]:
@@ -64,10 +64,21 @@ def _vocabulary(decoder: Iterable[Sample], even: Even, tokens: list[int]) -> lis
 
 
 def _heads(samples: Iterable[Sample], rows: list[int]) -> list[float]:
-    seconds = {s.rows: s.seconds for s in samples if s.heads} or {1: 0.0}  # an artifact may have none
+    most = max(s.heads for s in samples)
+    seconds = {s.rows: s.seconds for s in samples if s.heads == most} if most else {1: 0.0}  # an artifact may have none
     known = sorted(seconds)
     line: list[float] = np.interp(rows, known, _rising([seconds[r] for r in known])).tolist()
     return line
+
+
+def _base(samples: Sequence[Sample]) -> float:
+    """The share of the heads' time that does not grow with their number: from runs of one and of all."""
+    most = max(s.heads for s in samples)
+    one = {s.rows: s.seconds for s in samples if s.heads == 1}
+    shares = [
+        (one[s.rows] / s.seconds * most - 1) / (most - 1) for s in samples if s.heads == most > 1 and s.rows in one
+    ]
+    return min(max(float(np.median(shares)), 0.0), 1.0) if shares else 1.0
 
 
 def _filled(rest: dict[tuple[int, int], float], rows: list[int], tokens: list[int], row: int) -> list[float]:

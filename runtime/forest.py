@@ -96,13 +96,15 @@ class Candidates:
         if refused is not None:
             _without(chance[:, 0], refused)
         index: slice | np.ndarray = slice(None)
+        proposed = chance[0].size  # of a row's ranks: those of the heads that ran
         if len(asked) < rows:
             self._chance[:, :ranks] = ABSENT
             index = np.asarray(asked)
-        shape = (len(asked), ranks)
-        self._chance[index, :ranks] = chance.reshape(shape)
-        self._cell[index, :ranks] = cells.reshape(shape)
-        self._token[index, :ranks] = draft.tokens.reshape(shape)
+        self._chance[:, proposed:ranks] = ABSENT
+        shape = (len(asked), proposed)
+        self._chance[index, :proposed] = chance.reshape(shape)
+        self._cell[index, :proposed] = cells.reshape(shape)
+        self._token[index, :proposed] = draft.tokens.reshape(shape)
         np.dot(self._chance, self._sums, out=self._value)
 
     def add_continuation(self, row: int, matched: int, tokens: list[int], ranks: np.ndarray | None) -> None:

@@ -93,14 +93,14 @@ class PaddedSession:
         bests = {} if batch.temperature is None else self._bests(batch.temperature)
         return DeviceResult(argmax[self._slots], peaks[self._slots], bests, self._fetch, self._slots)
 
-    def heads(self, rows: list[int]) -> Draft:
+    def heads(self, rows: list[int], depth: int) -> Draft:
         if self._heads is None:
             raise ArtifactError(f"artifact {self.manifest.name} has no heads: export it again with --heads")
         self._settle()
         asked = np.zeros(row_bucket(len(rows), self._rows), np.int64)
         asked[: len(rows)] = rows
         tokens, logprobs = self._call(self._heads, {"asked": asked}, {"state": self._state}, ("tokens", "logprobs"))
-        return Draft(tokens[: len(rows)], logprobs[: len(rows)])
+        return Draft(tokens[: len(rows), :depth], logprobs[: len(rows), :depth])  # all heads run at once
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         if first_gap(path) is not None:

@@ -24,7 +24,7 @@ from runtime.session import Session
 from runtime.sessions import cache_of
 from runtime.survey import MEMORY, Sample, survey
 
-SCHEMA = 1
+SCHEMA = 2
 BUSY = 0.5  # spread from which on a profile is not to be relied on for good
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy")
 GRAPHS = ("decoder.onnx", "decoder.onnx.data", "heads.onnx", "heads.onnx.data")

@@ -64,7 +64,7 @@ class RaggedSession:
         # Binding an array takes longer than a small operator: what can be is kept, by the number of ...
         self._bindings: dict[int, ort.IOBinding] = {}  # rows in use
         self._outputs: dict[int, tuple[list[ort.OrtValue], HostResult]] = {}  # nodes whose logits are wanted
-        self._drafts: dict[int, tuple[ort.IOBinding, Draft]] = {}  # rows asked
+        self._drafts: dict[tuple[int, int], tuple[ort.IOBinding, Draft]] = {}  # rows asked, and heads
 
     def run(self, batch: Batch) -> HostResult:
         rows, wanted = len(batch.length), len(batch.wanted)
@@ -79,11 +79,11 @@ class RaggedSession:
         self._decoder.run_with_iobinding(binding)
         return kept[1]
 
-    def heads(self, rows: list[int]) -> Draft:
+    def heads(self, rows: list[int], depth: int) -> Draft:
         if self._heads is None:
             raise ArtifactError(f"artifact {self.manifest.name} has no heads: export it again with --heads")
-        if (kept := self._drafts.get(len(rows))) is None:
-            kept = self._drafts[len(rows)] = self._place_draft(self._heads, len(rows))
+        if (kept := self._drafts.get((len(rows), depth))) is None:
+            kept = self._drafts[len(rows), depth] = self._place_draft(self._heads, len(rows), depth)
         binding, draft = kept
         binding.bind_cpu_input("hidden", self._state[rows])
         self._heads.run_with_iobinding(binding)
@@ -123,8 +123,9 @@ class RaggedSession:
         values = [ort.OrtValue.ortvalue_from_numpy(part) for part in (logits, hidden, argmax)]
         return values, HostResult(argmax, logits)
 
-    def _place_draft(self, heads: ort.InferenceSession, rows: int) -> tuple[ort.IOBinding, Draft]:
-        shape, binding = (rows, self.manifest.medusa_heads, self.manifest.draft_top_k), heads.io_binding()
+    def _place_draft(self, heads: ort.InferenceSession, rows: int, depth: int) -> tuple[ort.IOBinding, Draft]:
+        shape, binding = (rows, depth, self.manifest.draft_top_k), heads.io_binding()
+        binding.bind_ortvalue_input("depth", ort.OrtValue.ortvalue_from_numpy(np.array([depth])))
         draft = Draft(np.empty(shape, np.int64), np.empty(shape, np.float32))
         for name, part in (("tokens", draft.tokens), ("logprobs", draft.logprobs)):
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(part))
@@ -153,8 +154,8 @@ class RaggedSession:
             want |= {f"{new}{part}_{i}": cache for new in ("", "new_") for part in ("key", "value")}
         compare(directory / "decoder.onnx", self._decoder, want)
         if self._heads is not None:
-            best: list[int | str] = ["rows", m.medusa_heads, m.draft_top_k]
-            want = {"hidden": ["rows", m.hidden], "tokens": best, "logprobs": best}
+            best: list[int | str] = ["rows", f"depth_to_{m.medusa_heads}", m.draft_top_k]
+            want = {"hidden": ["rows", m.hidden], "depth": [1], "tokens": best, "logprobs": best}
             compare(directory / "heads.onnx", self._heads, want)
 
 

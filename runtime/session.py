@@ -4,7 +4,7 @@ Nothing outside a session knows which graph form runs. The engine keeps the rows
 tokens each has committed; a session keeps keys and values, and each row's hidden state after its last commit.
 
 Dimension words: [tokens] all nodes of a step packed row after row, [rows] rows in use, [nodes] the widest row's nodes,
-[wanted] the nodes whose logits are wanted, [heads] Medusa heads, [top_k] their best tokens.
+[wanted] the nodes whose logits are wanted, [depth] the Medusa heads that run, [top_k] their best tokens.
 """
 
 from collections.abc import Callable
@@ -104,8 +104,8 @@ class DeviceResult:
 class Draft:
     """What the heads propose for each row asked for, best first: its own arrays, valid until they run again."""
 
-    tokens: np.ndarray  # int64 [rows, heads, top_k]
-    logprobs: np.ndarray  # float32 [rows, heads, top_k]
+    tokens: np.ndarray  # int64 [rows, depth, top_k]
+    logprobs: np.ndarray  # float32 [rows, depth, top_k]
 
 
 class Session(Protocol):
@@ -116,8 +116,8 @@ class Session(Protocol):
     def run(self, batch: Batch) -> Result:
         """Runs the decoder; the nodes' keys and values land after each row's committed tokens, in slot order."""
 
-    def heads(self, rows: list[int]) -> Draft:
-        """Runs the Medusa heads on the hidden states of these rows' last commits."""
+    def heads(self, rows: list[int], depth: int) -> Draft:
+        """Runs the first `depth` Medusa heads, at least one, on the hidden states of these rows' last commits."""
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         """Keeps a row's nodes `path` (slots, ascending) after its `length` committed tokens, in that order.

@@ -18,6 +18,7 @@ import numpy as np
 from runtime.acceptance import FORCED, Acceptance
 from runtime.budget import Nodes, Prices, best, with_trees
 from runtime.cost import CostModel
+from runtime.depths import Depths
 from runtime.forest import LOOKUP, NEVER, Candidates, Forest
 from runtime.grammar import Matcher
 from runtime.habit import REMEMBERED, Habit
@@ -40,7 +41,7 @@ LEAST_VALUE = math.log(0.01)  # of a node's chance to be accepted; nodes below i
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
 
-Heads = Callable[[list[int]], Draft]  # rows to what the heads propose for them
+Heads = Callable[[list[int], int], Draft]  # rows, and how many heads run, to what these propose for them
 
 
 class Speculator:
@@ -54,7 +55,9 @@ class Speculator:
         self._universe = Universe(accuracy, top_k)
         self._acceptance = Acceptance(len(accuracy))
         self._candidates = Candidates(self._universe, self._acceptance)
-        self._has_heads = bool(accuracy)
+        self._heads = len(accuracy)
+        self._depths = Depths(len(accuracy))
+        self._depth = len(accuracy)  # heads that this step runs, if any
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + 2): plain, drafting
         # expected tokens and seconds, at the machine's usual speed, of the last steps, by rows that decode
         self._pace: dict[int, tuple[float, float]] = {}
@@ -131,14 +134,14 @@ class Speculator:
         error = abs(seconds / self.cost.observe_decoder(*what, seconds, load.keys) - 1.0)
         self.decisions.cost_error += RECENT * (error - self.decisions.cost_error)
 
-    def asked(self, rows: int, seconds: float) -> None:
-        """Learns from a run of the heads for so many rows, that took so long."""
+    def asked(self, rows: int, depth: int, seconds: float) -> None:
+        """Learns from a run of so many heads for so many rows, that took so long."""
         self._tried = self._seconds
         self.decisions.heads_runs += 1
         self.decisions.heads_rows += rows
         self._untimed += seconds
         if self._untimed >= TIME_AFTER:
-            self.cost.observe_heads(rows, seconds)
+            self.cost.observe_heads(rows, seconds, depth / self._heads)
 
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
@@ -185,7 +188,7 @@ class Speculator:
         found = [_continuation(s) for s in sequences]
         fixed = [habit.fixed for habit in habits]
         if all(fixed):
-            asked = list(range(len(habits))) if self._has_heads else []
+            asked = list(range(len(habits))) if self._heads else []
         else:
             self._decide(habits, [matched for matched, _ in found], sequences, plan)
             asked = [i for i, habit in enumerate(habits) if habit.heads]
@@ -212,8 +215,16 @@ class Speculator:
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
         self._remember(habits, asked, nodes)
-        keep, least = self._budget(np.array(fixed), nodes, _lengths(sequences), _load(plan), len(asked))
+        load = _load(plan)
+        keep, least = self._budget(np.array(fixed), nodes, _lengths(sequences), load, len(asked))
         self._least_value, self._unplanned = (kind, least), 0.0
+        if asked and not any(fixed):
+            taken = keep & nodes.by_heads
+            left = nodes.chance[~keep]
+            surplus = nodes.chance[taken] - (float(left[0]) if len(left) else 0.0)
+            rate = self._prices(load.decoding).rate
+            depth = self._universe.depth[slot[taken]]
+            self._depths.observe(len(asked), self._depth, depth, surplus, rate, self.cost, self._seconds)
         return candidates.build(candidates.places(row[keep], slot[keep]))
 
     def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
@@ -225,7 +236,8 @@ class Speculator:
         self._trust = np.array(trust, np.float32) if any(factor != 1.0 for factor in trust) else None
         draft = None
         if asked:
-            draft = self._run_heads([place for i in asked if (place := sequences[i].row) is not None])
+            self._depth = self._how_deep([sequences[i].habit for i in asked])
+            draft = self._run_heads([place for i in asked if (place := sequences[i].row) is not None], self._depth)
         of_asked = None if self._trust is None else self._trust[asked]
         refused = None if draft is None else _refused([sequences[i] for i in asked], draft)
         self._candidates.begin([s.root for s in sequences], asked, draft, of_asked, refused)
@@ -235,9 +247,18 @@ class Speculator:
                 self._candidates.add_continuation(i, matched, tokens, ranks)
         return draft
 
+    def _how_deep(self, habits: list[Habit]) -> int:
+        """How many heads run for these: all where they are tried, and as many as a fixed tree could have levels."""
+        if any(habit.tried for habit in habits):
+            return self._heads
+        levels = max((min(habit.nodes - 1, self._heads) for habit in habits if habit.fixed), default=1)
+        if all(habit.fixed for habit in habits):
+            return levels
+        return max(levels, self._depths.choose(len(habits), self._seconds))
+
     def _decide(self, habits: list[Habit], matched: list[int], sequences: list[Sequence], plan: Plan) -> None:
         """Sets for whom the heads run."""
-        if not self._has_heads:
+        if not self._heads:
             return
         self._age += 1
         rows, seconds = self._decided
@@ -251,7 +272,8 @@ class Speculator:
         steps = self._age
         nodes = self._outlook(habits, matched)
         load = _load(plan)
-        chosen = best(nodes, _lengths(sequences), load, self._prices(load.decoding)).nodes
+        share = self._depths.share(len(habits))
+        chosen = best(nodes, _lengths(sequences), load, self._prices(load.decoding, share)).nodes
         drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), self._seconds)
         runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
@@ -300,7 +322,8 @@ class Speculator:
         free = np.flatnonzero(~keep)
         gained = float(nodes.chance[keep].sum())
         others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run
-        choice = best(others, lengths, load, self._prices(load.decoding), asked, gained)
+        prices = self._prices(load.decoding, self._depth / max(self._heads, 1))
+        choice = best(others, lengths, load, prices, asked, gained)
         keep[free[: choice.nodes]] = True
         last = float(others.chance[choice.nodes - 1]) if choice.nodes else 1.0
         next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
@@ -313,11 +336,12 @@ class Speculator:
         known, usual = self._pace.get(decoding, (0.0, 0.0)), seconds / self.cost.factor
         self._pace[decoding] = known[0] * (1 - RECENT) + tokens, known[1] * (1 - RECENT) + usual
 
-    def _prices(self, decoding: int) -> Prices:
+    def _prices(self, decoding: int, share: float = 1.0) -> Prices:
+        """Of a step of so many rows, which runs a `share` of the heads."""
         plain, drafting = self._host
         tokens, seconds = self._pace.get(decoding, (0.0, 0.0))
         rate = tokens / (seconds * self.cost.factor) if seconds else 0.0  # of a machine that is slow just now as well
-        return Prices(self.cost, plain, drafting or plain, rate)
+        return Prices(self.cost, plain, drafting or plain, rate, share)
 
 
 def _least(fixed: list[bool], value: float) -> np.ndarray | float:

@@ -29,12 +29,12 @@ NEAR = 8  # most probes see an eighth of the longest context
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A step to be timed: nodes of each row; all rows have `context` committed tokens. With `heads`, their run."""
+    """A step to be timed: nodes of each row; all rows have `context` committed tokens. Or a run of so many heads."""
 
     nodes: tuple[int, ...]
     context: int
     silent: bool = False  # a chunk of prompt: of each row the last logits only
-    heads: bool = False
+    heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Sample:
     silent: int
     keys: int
     seconds: float
-    heads: bool = False
+    heads: int = 0
     spread: float = 0.0  # by what share its upper quartile was longer
 
 
@@ -155,7 +155,8 @@ class _Survey:
         uneven = lambda points: [  # noqa: E731
             Probe((t - (most - 1), *(1,) * (most - 1)), near) for t in points if most > 1 and t >= 6 * most
         ]
-        heads = [Probe((1,) * r, near, heads=True) for r in rows if m.medusa_heads]
+        heads = [Probe((1,) * r, near, heads=m.medusa_heads) for r in rows if m.medusa_heads]
+        heads += [Probe((1,), near, heads=1)] if m.medusa_heads > 1 else []
         levels = [
             grid(ends, few) + deep((1, 4, 8)) + silent((16, 64)) + uneven(few) + heads,
             grid(ends, coarse) + deep((16,)) + silent(coarse) + uneven(coarse),
@@ -185,7 +186,7 @@ class _Survey:
     def _time(self, probe: Probe) -> None:
         if probe.heads:
             began = self._clock()
-            self._session.heads(list(range(len(probe.nodes))))
+            self._session.heads(list(range(len(probe.nodes))), probe.heads)
         else:
             if (batch := self._batches.get(probe)) is None:
                 batch = self._batches[probe] = self._batch(probe)
@@ -197,12 +198,12 @@ class _Survey:
         rows, seconds = len(probe.nodes), float(np.quantile(times, QUANTILE))
         spread = float(np.quantile(times, 1 - QUANTILE)) / seconds - 1.0
         if probe.heads:
-            return Sample(rows, 0, 0, 0, 0, 0, seconds, True, spread)
+            return Sample(rows, 0, 0, 0, 0, 0, seconds, probe.heads, spread)
         batch = self._batches[probe]
         tokens, widest, keys = len(batch.tokens), int(batch.count.max()), rows * probe.context
         attended = int((batch.count * (batch.length + batch.count)).sum())
         silent = max(0, tokens - len(batch.wanted))
-        return Sample(rows, tokens, widest, attended, silent, keys, seconds, False, spread)
+        return Sample(rows, tokens, widest, attended, silent, keys, seconds, 0, spread)
 
 
 def _spread(rows: int, tokens: int) -> tuple[int, ...]:

@@ -109,7 +109,7 @@ class FakeSession:
             logits[batch.wanted < batch.count[0]] = np.nan
         return HostResult(logits.argmax(axis=1), logits)
 
-    def heads(self, rows: list[int]) -> Draft:
+    def heads(self, rows: list[int], depth: int) -> Draft:
         """Ranks at random, the right token first with probability `luck`."""
         self._fail("heads")
         tokens = np.zeros((len(rows), HEADS, TOP_K), np.int64)
@@ -124,7 +124,7 @@ class FakeSession:
                 tokens[i, head] = ranks
         logprobs = np.sort(np.log(self._rng.random(tokens.shape)), axis=-1)[..., ::-1].astype(np.float32)
         logprobs[0, :, 0] = 0.0  # certain heads: ties between a node and its child must not tear the tree
-        return Draft(tokens, logprobs)
+        return Draft(tokens[:, :depth], logprobs[:, :depth])
 
     def right(self, context: Sequence[int]) -> int:
         """What the heads take for the next token."""

@@ -154,7 +154,7 @@ def measure(session: Session, options: argparse.Namespace, bandwidth: float) -> 
                 for row in range(len(batch.length)):
                     session.commit(row, options.context, path, row * (len(batch.wanted) // len(batch.length)))
                 if drafts:
-                    session.heads(list(range(len(batch.length))))
+                    session.heads(list(range(len(batch.length))), m.medusa_heads)
 
             run = median(lambda batch=batch: session.run(batch), options.repeat)  # type: ignore[misc]
             whole = median(step, options.repeat)

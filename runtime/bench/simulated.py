@@ -88,10 +88,11 @@ class SimulatedSession:
         argmax = np.where(true, self._tokens[head, np.minimum(rank, top_k - 1)], self._miss)
         return _Replayed(argmax, result)
 
-    def heads(self, rows: list[int]) -> Draft:
-        self._inner.heads(rows)
-        shape = (len(rows), *self._tokens.shape)
-        return Draft(np.broadcast_to(self._tokens, shape), np.broadcast_to(self._logprobs, shape))
+    def heads(self, rows: list[int], depth: int) -> Draft:
+        self._inner.heads(rows, depth)
+        tokens, logprobs = self._tokens[:depth], self._logprobs[:depth]
+        shape = (len(rows), *tokens.shape)
+        return Draft(np.broadcast_to(tokens, shape), np.broadcast_to(logprobs, shape))
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         self._inner.commit(row, length, path, last)

@@ -71,7 +71,8 @@ class MatMulInt4 {
   Int4Weights weights_;
 };
 
-// x float [tokens, layers, K], the weights of each layer -> y float [tokens, layers, N]: its own part of x each.
+// x float [tokens, layers, K], the weights of each layer -> y float [tokens, layers, N]: its own part of x each. An x of
+// fewer layers is multiplied by the first ones' weights.
 class MatMulInt4Each {
  public:
   static constexpr const char* kName = "MatMulInt4Each";
@@ -86,10 +87,11 @@ class MatMulInt4Each {
 
   void compute(const Context& context) const {
     const Tensor x = context.input(0);
-    const std::int64_t count = layers_.size(), inputs = layers_[0].inputs, outputs = layers_[0].outputs;
-    if (x.shape.size() != 3 || x.shape[1] != count || x.shape[2] != inputs)
-      throw std::invalid_argument("x is " + shape_text(x.shape) + ", it has to be " + shape_text({-1, count, inputs}) +
-                                  ", -1 for any size");
+    const std::int64_t all = layers_.size(), inputs = layers_[0].inputs, outputs = layers_[0].outputs;
+    if (x.shape.size() != 3 || x.shape[1] > all || x.shape[2] != inputs)
+      throw std::invalid_argument("x is " + shape_text(x.shape) + ", it has to be " + shape_text({-1, all, inputs}) +
+                                  ", -1 for any size, or have fewer layers");
+    const std::int64_t count = x.shape[1];
     const Tensor y = context.output(0, {x.shape[0], count, outputs});
     multiply_int4(layers_.data(), count, path_, x.as<float>(), x.shape[0], static_cast<float*>(y.data), context.pool());
   }

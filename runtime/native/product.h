@@ -42,7 +42,7 @@ template <typename Weights>
 void run_product(const Weights* layers, std::size_t layer_count, const ProductPath<Weights>& use, const float* x,
                  std::size_t tokens, float* y, const Parallel& pool) {
   const Weights& w = layers[0];
-  if (tokens == 0 || w.outputs == 0) return;
+  if (tokens == 0 || layer_count == 0 || w.outputs == 0) return;
   const std::size_t count = (tokens + use.group - 1) / use.group, all = count * layer_count;  // groups, of each layer
   std::byte* room = scratch(all * sizeof(Activations) + layer_count * tokens * (w.width + w.blocks * 8));
   const auto groups = reinterpret_cast<Activations*>(room);

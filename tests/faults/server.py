@@ -31,8 +31,8 @@ class Throwing:
     def run(self, batch: Batch) -> Result:
         return self._call(partial(self._session.run, batch))
 
-    def heads(self, rows: list[int]) -> Draft:
-        return self._call(partial(self._session.heads, rows))
+    def heads(self, rows: list[int], depth: int) -> Draft:
+        return self._call(partial(self._session.heads, rows, depth))
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         self._call(partial(self._session.commit, row, length, path, last))

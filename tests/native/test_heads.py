@@ -1,6 +1,6 @@
 """What the heads' graph adds to the body's operators: all heads' products in one, and the best of their logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +19,13 @@ from export.heads import MedusaHeads
 from export.linear import INT4_BLOCK, linear_each
 from export.reference import Reference, chain, log_softmax
 from runtime import graphs
-from runtime.native.library import PATHS, Library
+from runtime.native.library import Library
 from tests.conftest import CHECKPOINT, HEADS
 from tests.native.products import Matrix, multiply
 
 SHAPES = ((256, 64), (300, 37), (5, 1))  # inputs, outputs
 VOCABS = (10, 64, 100, 640, 4099)
 TOP_K = 10
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, library: Library) -> Iterator[str]:
-    if not library.has(request.param):
-        pytest.skip(f"this processor has no {request.param}")
-    with library.forced(request.param):
-        yield request.param
 
 
 def opened(file: Path, library: Library | None) -> ort.InferenceSession:
@@ -55,9 +47,9 @@ def products(file: Path, shape: tuple[int, int], layers: int) -> list[Matrix]:
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((layers, shape[1], shape[0]), np.float32)
     with Emitter(file, OPSET) as emitter:
-        x = emitter.input("x", FLOAT, ["tokens", layers, shape[0]])
+        x = emitter.input("x", FLOAT, ["tokens", "layers", shape[0]])
         y = linear_each(emitter, x, [f"w{i}" for i in range(layers)], weights, "int4")
-        emitter.output(y, FLOAT, ["tokens", layers, shape[1]])
+        emitter.output(y, FLOAT, ["tokens", "layers", shape[1]])
         emitter.save("products")
     return [Matrix(*quantize.int4(weight, INT4_BLOCK), shape[0]) for weight in weights]
 
@@ -77,23 +69,25 @@ def test_each_layer_has_the_bits_of_its_own_product(
         assert y.shape == (tokens, layers, shape[1])
         for i, weights in enumerate(matrices):
             assert np.array_equal(y[:, i], multiply(library, x[:, i], weights))
+        for few in range(layers):  # the first layers alone
+            assert np.array_equal(session.run(None, {"x": x[:, :few]})[0], y[:, :few])
 
 
 def test_stock_operators_agree(library: Library, tmp_path: Path) -> None:
     file = tmp_path / "products.onnx"
     products(file, (512, 96), 3)
-    x = np.random.default_rng(1).standard_normal((7, 3, 512), np.float32)
-    native, stock = (opened(file, which).run(None, {"x": x})[0] for which in (library, None))
+    native, stock = (opened(file, which) for which in (library, None))
     assert operators(file).count("MatMulNBits") == 3
-    assert np.abs(native - stock).max() < 1e-3 * np.abs(stock).max()
+    x = np.random.default_rng(1).standard_normal((7, 3, 512), np.float32)
+    [whole] = stock.run(None, {"x": x})
+    assert np.abs(native.run(None, {"x": x})[0] - whole).max() < 1e-3 * np.abs(whole).max()
+    for few in (1, 2):
+        assert np.array_equal(stock.run(None, {"x": x[:, :few]})[0], whole[:, :few])
 
 
-def test_another_number_of_layers_is_refused(library: Library, tmp_path: Path) -> None:
+def test_more_layers_than_weights_are_refused(library: Library, tmp_path: Path) -> None:
     file = tmp_path / "products.onnx"
     products(file, (64, 32), 2)
-    model = onnx.load(file)
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "layers"
-    onnx.save(model, file)
     with pytest.raises(Exception, match=r"MatMulInt4Each: x is \[4, 3, 64\], it has to be \[-1, 2, 64\]"):
         opened(file, library).run(None, {"x": np.zeros((4, 3, 64), np.float32)})
 
@@ -184,12 +178,16 @@ def answers() -> tuple[np.ndarray, np.ndarray]:
 def test_the_demo_heads_draft_alike_with_native_and_stock_operators_and_in_fp32(
     library: Library, demo_artifact: Callable[[str], Path], answers: tuple[np.ndarray, np.ndarray], precision: str
 ) -> None:
-    """In 4 bits, heads that are sure in fp32 are so of the same token."""
+    """In 4 bits, heads that are sure in fp32 are so of the same token. The first ones draft alone as in all."""
     hidden, exact = answers
     file = demo_artifact(precision) / "heads.onnx"
-    (logprobs, tokens), stock = (
-        graphs.load(file, library=which).run(list(RESULTS), {"hidden": hidden}) for which in (library, None)
-    )
+    sessions = [graphs.load(file, library=which) for which in (library, None)]
+    feed = {"hidden": hidden, "depth": np.array([exact.shape[1]])}
+    (logprobs, tokens), stock = (session.run(list(RESULTS), feed) for session in sessions)
+    for session, whole in zip(sessions, ((logprobs, tokens), stock), strict=True):
+        for depth in (1, exact.shape[1] - 1):
+            few = session.run(list(RESULTS), feed | {"depth": np.array([depth])})
+            assert all(np.array_equal(part, both[:, :depth]) for part, both in zip(few, whole, strict=True))
     assert np.array_equal(tokens[..., 0], stock[1][..., 0])
     assert np.abs(logprobs - stock[0]).max() < (1e-5 if precision == "fp32" else 0.05)
     if precision == "fp32":

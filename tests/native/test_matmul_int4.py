@@ -1,6 +1,5 @@
 """MatMulInt4 against exact arithmetic, against MatMulNBits, and against itself on every path this machine has."""
 
-from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -16,15 +15,6 @@ SHAPES = ((32, 16), (256, 64), (300, 37), (5, 1), (129, 17), (1056, 48))  # inpu
 BLOCKS = (32, 128)
 TOKENS = 64
 CASES = list(product(SHAPES, BLOCKS, (True, False)))  # shape, block, scales that are float16
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, library: Library) -> Iterator[str]:
-    """Each path in force in turn, those that this processor lacks skipped."""
-    if not library.has(request.param):
-        pytest.skip(f"this processor has no {request.param}")
-    with library.forced(request.param):
-        yield request.param
 
 
 def rounded(x: np.ndarray, block: int, blocks: int) -> np.ndarray:

@@ -93,7 +93,7 @@ def test_one_run_or_several_give_the_same_bits(model: Model, monkeypatch: pytest
 def test_a_moved_row_continues_as_before(model: Model) -> None:
     prefilled(model, 4)
     want = model.run([(n, [5, 6]) for n in LENGTHS])[3]
-    draft = session_of(model).heads([3])
+    draft = session_of(model).heads([3], model.manifest.medusa_heads)
     before = caches(model)
     model.session.copy(3, 0, 300)
     after = caches(model)
@@ -103,7 +103,7 @@ def test_a_moved_row_continues_as_before(model: Model) -> None:
     model.session.release(3)
     [got] = model.run([(300, [5, 6])])
     assert same(model.session, got, want)
-    moved = session_of(model).heads([0])
+    moved = session_of(model).heads([0], model.manifest.medusa_heads)
     assert np.array_equal(moved.tokens, draft.tokens) and np.array_equal(moved.logprobs, draft.logprobs)
 
 
@@ -115,7 +115,7 @@ def test_a_path_with_gaps_moves_its_nodes_and_nothing_else(model: Model) -> None
     before = caches(model)
     for row in (1, 3):
         model.session.commit(row, LENGTHS[row], trees[row][1], None)
-    session_of(model).heads([0])  # the next thing that needs what was committed
+    session_of(model).heads([0], model.manifest.medusa_heads)  # the next thing that needs what was committed
     after = caches(model)
     for row, length in enumerate(LENGTHS):
         if row in (1, 3):
@@ -234,7 +234,7 @@ def test_what_crosses_in_a_step(model: Model, monkeypatch: pytest.MonkeyPatch) -
     with their ids and their weight: never a row of logits, a hidden state, a key or a value that nobody asked for."""
     session, m = session_of(model), session_of(model).manifest
     prefilled(model, 9)
-    session.heads([0])
+    session.heads([0], m.medusa_heads)
     rng = np.random.default_rng(9)
     trees = [random_tree(rng, rng.integers(3, m.vocab, 4).tolist(), 16, m.vocab, False) for _ in LENGTHS]
     works = [(length, tree) for length, (tree, _) in zip(LENGTHS, trees, strict=True)]
@@ -262,7 +262,7 @@ def test_what_crosses_in_a_step(model: Model, monkeypatch: pytest.MonkeyPatch) -
     for at, (length, (_, slots)) in enumerate(zip(LENGTHS, trees, strict=True)):
         session.commit(at, length, slots, 16 * at)
     assert bus.taken() == (0, 0), "what is accepted moves before it is needed"
-    draft = session.heads(list(range(5)))
+    draft = session.heads(list(range(5)), m.medusa_heads)
     there, back = bus.taken()
     assert there == 8 * (8 + 8 * LEAST_PATH) + ROWS * 9 + 8 * 8, "lengths, slots; which states; which rows draft"
     assert back == 8 * (draft.tokens[0].size * (8 + 4))

@@ -77,8 +77,8 @@ class ReplaySession:
         said = self._texts[self._trace[row], np.minimum(place, LONG - 1)]
         return HostResult(said[batch.wanted], np.broadcast_to(self._blank, (len(batch.wanted), VOCAB)))
 
-    def heads(self, rows: list[int]) -> Draft:
-        self._clock.now += self._cost.heads(len(rows))
+    def heads(self, rows: list[int], depth: int) -> Draft:
+        self._clock.now += self._cost.heads(len(rows), depth / HEADS)
         tokens = np.empty((len(rows), HEADS, TOP_K), np.int64)
         tokens[:] = 3 + np.arange(HEADS * TOP_K).reshape(HEADS, TOP_K)
         logprobs = np.empty(tokens.shape, np.float32)
@@ -88,7 +88,7 @@ class ReplaySession:
             for head in range(HEADS):
                 if place + head < LONG and t.rank[place, head] < TOP_K:
                     tokens[i, head, t.rank[place, head]] = t.text[place + head]
-        return Draft(tokens, logprobs)
+        return Draft(tokens[:, :depth], logprobs[:, :depth])
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         self._committed[row] = length + len(path)

@@ -95,6 +95,13 @@ def test_short_answers_do_not_pay_for_trials_of_dear_heads(kind: str, concurrenc
     assert of["off"] > of[2] and of["auto"] >= 0.98 * of["off"], of
 
 
+def test_fewer_heads_run_where_trees_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads take half of a step here: a third of them for the same trees, and where they pay for nobody in all."""
+    monkeypatch.setitem(MACHINES, "by depth", MACHINES[DEAR] | {"base": 0.1})
+    for kind, concurrency, gain in (("usual", 1, 1.1), ("easy", 1, 1.0), ("usual", 4, 1.0), ("hopeless", 4, 0.99)):
+        assert speed(kind, "by depth", concurrency, "auto") > gain * speed(kind, DEAR, concurrency, "auto"), kind
+
+
 def turning(seed: int) -> Trace:
     """Easy, then hopeless, then easy again."""
     hard, easy = trace(seed, 0.05), trace(seed, 0.95)

@@ -37,7 +37,7 @@ def report(roof: Roofline | None = None) -> bench.ProfileReport:
     body = [[1e-3 + 1e-4 * t for t in (2, 4, 8)]] * 2
     cost = CostModel([1, 2], [2, 4, 8], body, [0.0] * 3, [3e-4, 4e-4])
     samples = [sample(1, 2), sample(1, 4), sample(1, 8), sample(2, 4), sample(2, 8), sample(1, 2, 800),
-               sample(2, 6, widest=4, seconds=2.2e-3), sample(1, 8, silent=6), sample(2, 0, heads=True)]  # fmt: skip
+               sample(2, 6, widest=4, seconds=2.2e-3), sample(1, 8, silent=6), sample(2, 0, heads=3)]  # fmt: skip
     return bench.ProfileReport(MACHINE, {"numpy": "2"}, "toy", "int8", "cpu", 2, "a/path", Profile(samples, cost), roof)
 
 

@@ -90,6 +90,21 @@ def test_more_is_never_cheaper(seed: int) -> None:
     assert (np.diff(cost.heads(np.arange(64))) >= 0).all()
 
 
+def test_some_of_the_heads_take_their_share_of_the_time() -> None:
+    cost = CostModel([1, 2], [1], [[1e-3], [1e-3]], [0.0], [4e-4, 6e-4], base=0.25)
+    assert cost.heads(1, 0.2) == pytest.approx(4e-4 * (0.25 + 0.75 * 0.2))
+    assert cost.heads(2, np.array([0.5, 1.0])) == pytest.approx([6e-4 * 0.625, 6e-4])
+    before = float(cost.heads(2))
+    cost.observe_heads(2, float(cost.heads(2, 0.5)), 0.5)
+    assert cost.heads(2) == pytest.approx(before), "what was predicted teaches nothing"
+    cost.observe_heads(2, 2 * float(cost.heads(2, 0.5)), 0.5)
+    assert cost.heads(2) > before
+    assert CostModel.from_json(cost.to_json()).base == 0.25
+    for base in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="base is"):
+            CostModel([1], [1], [[1e-3]], [0.0], [1e-4], base=base)
+
+
 def test_what_was_predicted_teaches_nothing() -> None:
     cost = model()
     before = json.dumps(cost.to_json())

