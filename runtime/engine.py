@@ -30,6 +30,7 @@ from runtime.grammar import Grammars
 from runtime.habit import Habit
 from runtime.lookup import Lookup
 from runtime.manifest import Manifest
+from runtime.pace import Pace
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
 from runtime.scheduler import Copy, Plan, Scheduler
@@ -37,7 +38,7 @@ from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Batch, Draft, Result, Session
 from runtime.sessions import open_session
 from runtime.speculation import Speculator
-from runtime.stats import Stats
+from runtime.stats import Decisions, Stats
 from runtime.text import Pieces, TextStream
 from runtime.tree import Tree, accuracy_of
 from runtime.verify import first_gap
@@ -70,7 +71,11 @@ class Engine:
         held = partial(kv_bytes, manifest=manifest) if config.prefix_reuse else None
         self._scheduler = Scheduler(config.rows, config.kv_memory, held)
         self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
-        self._speculator = Speculator(accuracy_of(manifest), manifest.draft_top_k, cost, self._heads)
+        self._decisions = Decisions()
+        self._pace = Pace(cost, self._decisions)
+        self._speculator = Speculator(
+            accuracy_of(manifest), manifest.draft_top_k, self._pace, self._heads, self._decisions
+        )
         self._clock = clock
         self._stats = Stats()
         self._ready: list[Output] = []  # of sequences that ended without a step
@@ -168,7 +173,7 @@ class Engine:
     def _step_once(self) -> list[Output]:
         begin = self._clock()
         outputs, self._ready, self._in_session = self._ready, [], 0.0
-        chunk = self._speculator.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
+        chunk = self._pace.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
         plan = self._scheduler.plan(chunk)
         if plan.sequences:
             for s in plan.sequences:
@@ -181,7 +186,7 @@ class Engine:
             self._stats.session_seconds += self._in_session
             self._stats.host_seconds += host
             if not any(plan.prefill):
-                self._speculator.took(len(plan.sequences), host)
+                self._pace.took(len(plan.sequences), self._speculator.drafted, host)
         return outputs
 
     def generate(self, prompts: Iterable[Items[int]], params: SamplingParams) -> list[Sequence]:
@@ -214,7 +219,7 @@ class Engine:
             "waiting": len(scheduler.waiting), "queue": self.config.queue,
             "rows_held": len(scheduler.held), "kv_bytes_held": scheduler.kv_held,
             "kv_bytes_reserved": scheduler.kv_reserved, "kv_bytes_limit": scheduler.kv_limit,
-            **self._stats.figures(), "drafting": self._speculator.decisions.figures(),
+            **self._stats.figures(), "drafting": self._decisions.figures(),
         }  # fmt: skip
 
     def check_integrity(self) -> None:
@@ -250,7 +255,7 @@ class Engine:
             result = self.session.run(batch)
             seconds = self._clock() - began
             self._in_session += seconds
-            self._speculator.ran(batch, plan.prefill.count(0), seconds)
+            self._pace.ran(batch, plan.prefill.count(0), seconds)
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not
             log.exception("a step of %d sequences failed", len(plan.sequences))
             self._stats.failed_steps += 1
@@ -286,13 +291,13 @@ class Engine:
             call()
 
     def _heads(self, rows: list[int], depth: int) -> Draft:
-        if self._speculator.cost.heads(len(rows)) >= MEANWHILE:
+        if self._pace.cost.heads(len(rows)) >= MEANWHILE:
             self._about_to_run()
         began = self._clock()
         draft = self.session.heads(rows, depth)
         seconds = self._clock() - began
         self._in_session += seconds
-        self._speculator.asked(len(rows), depth, seconds)
+        self._pace.heads_ran(len(rows), depth / self.manifest.medusa_heads, seconds)
         return draft
 
     def _prefilled(self, s: Sequence, n: int, result: Result, at: int) -> Output | None:

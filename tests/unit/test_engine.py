@@ -146,7 +146,7 @@ def test_others_are_told_beside_the_first_run_that_takes_long(
     engine.step()
     for name in ("heads", "run"):
         real = getattr(session, name)
-        monkeypatch.setattr(session, name, lambda what, name=name, real=real: (said.append(name), real(what))[1])
+        monkeypatch.setattr(session, name, lambda *what, name=name, real=real: (said.append(name), real(*what))[1])
     engine.step(lambda: said.append("others"))
     assert said == (["heads", "others", "run"] if first == "run" else ["others", "heads", "run"])
 
