@@ -6,7 +6,6 @@ It owns the sequences and a session, and knows nothing of HTTP, threads or graph
 """
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
@@ -20,26 +19,23 @@ from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from runtime import memory
-from runtime.admission import admit, kv_bytes
+from runtime.admission import kv_bytes
 from runtime.batch import Packer
-from runtime.choice import Choice
 from runtime.cost import CostModel
 from runtime.emission import choose, emit, output_of, walk
 from runtime.errors import ArtifactError, ConfigurationError, GorgonError, QueueFullError, RequestError, StepError
 from runtime.grammar import Grammars
-from runtime.habit import Habit
-from runtime.lookup import Lookup
 from runtime.manifest import Manifest
 from runtime.pace import Pace
 from runtime.params import MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
+from runtime.requests import Requests
 from runtime.scheduler import Copy, Plan, Scheduler
 from runtime.sequence import FinishReason, Output, Sequence
 from runtime.session import Batch, Draft, Result, Session
 from runtime.sessions import open_session
 from runtime.speculation import Speculator
 from runtime.stats import Decisions, Stats
-from runtime.text import Pieces, TextStream
 from runtime.tree import Tree, accuracy_of
 from runtime.verify import first_gap
 
@@ -65,8 +61,7 @@ class Engine:
         self.config = replace(config, context=config.context or manifest.context)
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self._pieces = Pieces(tokenizer)
-        self.grammars = Grammars(tokenizer, self._pieces, manifest.vocab, manifest.eos)
+        self._requests = Requests(manifest, self.config, tokenizer)
         self.session = session
         held = partial(kv_bytes, manifest=manifest) if config.prefix_reuse else None
         self._scheduler = Scheduler(config.rows, config.kv_memory, held)
@@ -79,7 +74,6 @@ class Engine:
         self._clock = clock
         self._stats = Stats()
         self._ready: list[Output] = []  # of sequences that ended without a step
-        self._next_id = 0
         self._in_session = 0.0  # seconds of this step
         self._meanwhile: Callable[[], None] | None = None  # what is still to be called in this step
 
@@ -111,47 +105,25 @@ class Engine:
         return cls(session, tokenizer, config, cost)
 
     @property
+    def grammars(self) -> Grammars:
+        return self._requests.grammars
+
+    @property
     def has_work(self) -> bool:
         return bool(self._ready or self._scheduler.waiting or self._scheduler.running)
 
     def add(self, prompt: Items[int], params: SamplingParams) -> Sequence:
         """Queues a request. Raises PromptError, ContextError, MemoryBudgetError, ParameterError or QueueFullError."""
-        admission = admit(prompt, params, self.manifest, self.config)
+        sequence = self._requests.sequence(prompt, params, self._clock())
         if self._full:
             raise QueueFullError(
                 f"{len(self._scheduler.waiting)} requests are waiting and the queue holds {self.config.queue}"
             )
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        sequence = Sequence(
-            id=self._next_id,
-            prompt=list(prompt),
-            params=params,
-            seed=seed,
-            habit=Habit(
-                admission.nodes,
-                fixed=params.speculation != "auto",
-                lookup=Lookup(prompt) if admission.nodes > 1 and self.config.lookup else None,
-            ),
-            limit=admission.limit,
-            reserved=admission.reserved,
-            stream=TextStream(
-                self._pieces, params.stop, params.include_stop_str_in_output, params.min_tokens,
-                bare=params.structured_outputs is None,
-            ),
-            choice=self._choice(prompt, params, seed) if Choice.needed(params) else None,
-            arrived=self._clock(),
-        )  # fmt: skip
-        self._next_id += 1
         if sequence.limit == 0:
             self._ready.append(self._finish(sequence, "length"))
         else:
             self._scheduler.waiting.append(sequence)
         return sequence
-
-    def _choice(self, prompt: Items[int], params: SamplingParams, seed: int) -> Choice:
-        outputs = params.structured_outputs
-        matcher = None if outputs is None else self.grammars.matcher(outputs)
-        return Choice(params, seed, prompt, self.manifest.vocab, self.manifest.eos, matcher)
 
     def abort(self, sequence: Sequence) -> Output | None:
         """Ends a request early and frees its row; None if it had ended already."""

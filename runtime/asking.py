@@ -1,0 +1,112 @@
+"""For whom the heads run, and how many of them: decided before they run, from what they proposed lately.
+
+They run where what they would propose is expected to pay. Where it is not they are tried again, ever more rarely, as
+long as trials take little of the time.
+
+Dimension words: [nodes] candidates, best first over all rows.
+"""
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+
+from runtime.acceptance import Acceptance
+from runtime.budget import Nodes, best
+from runtime.depths import Depths
+from runtime.forest import LOOKUP
+from runtime.habit import REMEMBERED, Habit
+from runtime.load import Load
+from runtime.pace import BUDGET_AFTER, RECENT, Pace
+from runtime.tree import Universe
+
+DECIDE_EVERY = 8  # steps between decisions on the heads, while as many rows may draft
+OVERDUE = 0.003  # of the time in the session, below which they are tried however short the sequences are
+TRIALS = 0.02  # of it that trials of the heads may take while they pay for nobody
+
+
+class Asking:
+    def __init__(self, heads: int, universe: Universe, acceptance: Acceptance, pace: Pace) -> None:
+        self.heads = heads
+        self._acceptance, self._pace = acceptance, pace
+        self._depths = Depths(heads)
+        self._age = DECIDE_EVERY  # steps since it was decided
+        self._decided = 0, 0.0  # by then: rows, seconds in the session
+        self._pays = True  # for anyone, by that decision
+        self._tried = 0.0  # seconds in the session when the heads last ran
+        # chances of a draft that nobody has seen: what the heads' accuracies say, later what others' drafts said
+        self._typical = np.zeros(REMEMBERED)
+        a_priori = np.sort(universe.chance[1:])[::-1][:REMEMBERED]
+        self._typical[: len(a_priori)] = a_priori
+
+    def decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
+        """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them."""
+        if not self.heads:
+            return
+        self._age += 1
+        rows, seconds = self._decided
+        now = self._pace.seconds
+        changed = not rows <= 1.5 * len(habits) <= 2.25 * rows and now - seconds >= BUDGET_AFTER
+        if self._age < DECIDE_EVERY and not changed:
+            for habit in habits:
+                if habit.values is None:
+                    habit.heads = self._pays
+                habit.end_trial()
+            return
+        steps = self._age
+        nodes = self._outlook(habits, matched)
+        prices = self._pace.prices(load.decoding, self._depths.share(len(habits)))
+        chosen = best(nodes, lengths, load, prices).nodes
+        drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
+        self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), now)
+        runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
+        share = float(self._pace.cost.heads(len(habits))) / max(now - self._tried, 1e-9)
+        may_try, overdue = bool(runs) or share <= TRIALS, not runs and share <= OVERDUE
+        for i, habit in enumerate(habits):
+            habit.decide(habit.fixed or i in drafts, steps, may_try, overdue)
+
+    def depth(self, habits: list[Habit]) -> int:
+        """How many heads run for these: all where they are tried, and as many as a fixed tree could have levels."""
+        self._tried = self._pace.seconds
+        if any(habit.tried for habit in habits):
+            return self.heads
+        levels = max((min(habit.nodes - 1, self.heads) for habit in habits if habit.fixed), default=1)
+        if all(habit.fixed for habit in habits):
+            return levels
+        return max(levels, self._depths.choose(len(habits), self._pace.seconds))
+
+    def remember(self, habits: list[Habit], asked: list[int], nodes: Nodes) -> None:
+        """Each asked sequence's best chances by its heads."""
+        row, chance = nodes.row[nodes.by_heads], nodes.chance[nodes.by_heads]
+        for i in asked:
+            newest = np.zeros(REMEMBERED)
+            own = chance[row == i][:REMEMBERED]
+            newest[: len(own)] = own
+            habits[i].remember(newest)
+            self._typical = self._typical + RECENT * (newest - self._typical)
+
+    def chosen(self, rows: int, ran: int, nodes: Nodes, keep: np.ndarray, depth: np.ndarray, decoding: int) -> None:
+        """Learns how many heads pay from a budget, bool `keep` [nodes], of nodes of `depth` [nodes]; `ran` heads ran.
+
+        `rows` were asked of `decoding` ones.
+        """
+        left, taken = nodes.chance[~keep], keep & nodes.by_heads
+        surplus = nodes.chance[taken] - (float(left[0]) if len(left) else 0.0)
+        pace = self._pace
+        self._depths.observe(rows, ran, depth[taken], surplus, pace.prices(decoding).rate, pace.cost, pace.seconds)
+
+    def _outlook(self, habits: list[Habit], matched: Items[int]) -> Nodes:
+        """What drafting can be expected to bring."""
+        rows, chances, by_heads = [], [], []
+        for i, (habit, match) in enumerate(zip(habits, matched, strict=True)):
+            most = habit.nodes - 1
+            parts = [((self._typical if habit.values is None else habit.values)[:most], True)]
+            if match:
+                continuation, _ = self._acceptance.lookup(match, min(LOOKUP, most))
+                parts.append((np.exp(np.cumsum(continuation)), False))
+            for chance, takes_heads in parts:
+                rows.append(np.full(len(chance), i))
+                chances.append(chance)
+                by_heads.append(np.full(len(chance), takes_heads))
+        chance = np.concatenate(chances)
+        order = np.argsort(-chance, kind="stable")
+        return Nodes(np.concatenate(rows)[order], chance[order], np.concatenate(by_heads)[order])

@@ -1,0 +1,109 @@
+"""How long steps take here, learnt from those that were timed, and what follows from that.
+
+The prices of the next step's nodes, the rate at which tokens come, and how much of a prompt a step can take in.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from runtime.budget import Prices
+from runtime.cost import CostModel
+from runtime.load import Load
+from runtime.scheduler import Scheduler
+from runtime.session import Batch
+from runtime.stats import Decisions
+
+BUDGET_AFTER = 0.004  # seconds in the session until the next budget; steps before it take nodes of like value
+TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
+RECENT = 0.05  # weight of the newest step in what is known of the last ones
+
+
+class Pace:
+    def __init__(self, cost: CostModel, decisions: Decisions) -> None:
+        """`decisions` hears how far off the cost model is."""
+        self.cost = cost
+        self.seconds = 0.0  # in the session, in all
+        self._decisions = decisions
+        self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + 2): plain, drafting
+        # expected tokens and seconds, at the machine's usual speed, of the last steps, by rows that decode
+        self._known: dict[int, tuple[float, float]] = {}
+        self._usual: Load | None = None  # the last step in which every row decoded
+        self._untimed = 0.0  # seconds in the session since a step's time was learnt from
+        self._unplanned = 0.0  # and since a budget
+
+    @property
+    def budget_is_due(self) -> bool:
+        return self._unplanned >= BUDGET_AFTER
+
+    def ran(self, batch: Batch, decoding: int, seconds: float) -> None:
+        """Learns from a decoder run, in which so many rows decoded, that took so long."""
+        self._unplanned += seconds
+        self.seconds += seconds
+        self._untimed += seconds
+        if self._untimed < TIME_AFTER:
+            return
+        self._untimed = 0.0
+        load = Load.of(batch, decoding)
+        if load.decoding == load.rows:
+            self._usual = load
+        what = load.rows, load.tokens, load.widest, load.attended, load.silent
+        error = abs(seconds / self.cost.observe_decoder(*what, seconds, load.keys) - 1.0)
+        self._decisions.cost_error += RECENT * (error - self._decisions.cost_error)
+
+    def heads_ran(self, rows: int, share: float, seconds: float) -> None:
+        """Learns from a run of a `share` of the heads for so many rows, that took so long."""
+        self._untimed += seconds
+        if self._untimed >= TIME_AFTER:
+            self.cost.observe_heads(rows, seconds, share)
+
+    def took(self, rows: int, drafted: bool, seconds: float) -> None:
+        """Learns from the time that a step of decoding rows took outside the session."""
+        share, known = seconds / (rows + 2), self._host[drafted]
+        self._host[drafted] = share if known == 0.0 else known + RECENT * (min(share, 4 * known) - known)
+
+    def expect(self, decoding: int, tokens: float, seconds: float) -> None:
+        """What a step of so many decoding rows is to bring, by a budget that was made just now."""
+        self._unplanned = 0.0
+        known, usual = self._known.get(decoding, (0.0, 0.0)), seconds / self.cost.factor
+        self._known[decoding] = known[0] * (1 - RECENT) + tokens, known[1] * (1 - RECENT) + usual
+
+    def expect_plain(self, load: Load) -> None:
+        """That a step is as planned, without drafts."""
+        plain = self.cost.decoder(load.rows, load.tokens, load.widest, load.attended, load.silent, load.keys)
+        self.expect(load.decoding, load.decoding, float(plain) + self._host[False] * (load.rows + 2))
+
+    def prices(self, decoding: int, share: float = 1.0) -> Prices:
+        """Of a step of so many decoding rows, which runs a `share` of the heads."""
+        plain, drafting = self._host
+        tokens, seconds = self._known.get(decoding, (0.0, 0.0))
+        rate = tokens / (seconds * self.cost.factor) if seconds else 0.0  # of a machine that is slow just now as well
+        return Prices(self.cost, plain, drafting or plain, rate, share)
+
+    def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:
+        """Prompt tokens of the next step, at most `most`: few enough that it takes `slowdown` times a usual one.
+
+        Usual is a step of all that run or could run beside this prompt: where many wait, nobody can count on a step
+        of the few that decode already.
+        """
+        prompt, usual = scheduler.prefilling, self._usual
+        decoding = sum(not s.prefilling for s in scheduler.running)
+        if prompt is None or usual is None or not decoding:
+            return most
+        rows = len(scheduler.running) + min(scheduler.free_rows, len(scheduler.waiting)) - 1
+        tokens, attended, keys = (total / usual.rows for total in (usual.tokens, usual.attended, usual.keys))
+        full = max(decoding, rows)
+        alone = self.cost.decoder(full, tokens * full, usual.widest, attended * full, 0, keys * full)
+        choices = _chunks(most)
+        beside = self.cost.decoder(
+            decoding + 1, tokens * decoding + choices, np.maximum(choices, usual.widest),
+            attended * decoding + choices * (prompt.length + choices), choices - 1, keys * decoding + prompt.length,
+        )  # fmt: skip
+        fitting = int(np.count_nonzero(beside <= slowdown * alone))
+        return int(choices[max(0, fitting - 1)])
+
+
+@cache
+def _chunks(most: int) -> np.ndarray:
+    """Prompt tokens to choose from: powers of 2 up to `most`, and that."""
+    return np.unique(np.minimum(2 ** np.arange(1, most.bit_length() + 1), most))
