@@ -21,6 +21,7 @@ FAR = 1 << 24  # rows or tokens that no step has: the end of the last straight l
 LEAST = 1e-9  # seconds that a run takes at least: logarithms want some
 FAST, FAST_LIMIT = 0.2, 0.7  # how much of a step's surprise (a log-ratio, cut off at the limit) the factor takes on
 SLOW, SLOW_LIMIT = 0.03, 0.1  # and the tables: a throttled phase is in the factor before it is in them
+TOO_DEAR = -0.7  # surprise from which on the heads' table was wrong: what seems too dear is seldom run, to learn more
 
 Values = Any  # a number, or an array [choices]
 Cell = tuple[list[float], int, float]  # line of a table, point in it, share of the point in what was read
@@ -138,7 +139,8 @@ class CostModel:
         cells = [(self._heads, r, share) for r, share in _between(self._rows, rows)]
         predicted = sum(line[r] * part for line, r, part in cells)
         surprise = _surprise(predicted * self._part(share) * self.factor, seconds)
-        _shift(cells, SLOW * _cut(surprise, SLOW_LIMIT) * predicted, 0.0)
+        change = math.expm1(surprise) / 2 if surprise < TOO_DEAR else SLOW * _cut(surprise, SLOW_LIMIT)
+        _shift(cells, change * predicted, 0.0)
         self._heads_line = None
 
     def to_json(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Pace:
         self._usual: Load | None = None  # the last step in which every row decoded
         self._untimed = 0.0  # seconds in the session since a step's time was learnt from
         self._unplanned = 0.0  # and since a budget
+        self._heads_timed = 0.0  # of `seconds`, when a run of the heads was learnt from
 
     @property
     def budget_is_due(self) -> bool:
@@ -54,7 +55,8 @@ class Pace:
     def heads_ran(self, rows: int, share: float, seconds: float) -> None:
         """Learns from a run of a `share` of the heads for so many rows, that took so long."""
         self._untimed += seconds
-        if self._untimed >= TIME_AFTER:
+        if self.seconds - self._heads_timed >= TIME_AFTER:
+            self._heads_timed = self.seconds
             self.cost.observe_heads(rows, seconds, share)
 
     def took(self, rows: int, drafted: bool, seconds: float) -> None:

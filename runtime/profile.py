@@ -26,6 +26,7 @@ from runtime.survey import MEMORY, Sample, survey
 
 SCHEMA = 2
 BUSY = 0.5  # spread from which on a profile is not to be relied on for good
+OURS = 0.6  # share of its processors that a process has at least, where no others want them
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy")
 GRAPHS = ("decoder.onnx", "decoder.onnx.data", "heads.onnx", "heads.onnx.data")
 
@@ -63,9 +64,10 @@ def load_or_measure(
     config: EngineConfig,
     progress: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
+    processor: Callable[[], float] = time.process_time,
 ) -> CostModel:
     """The cost model of `artifact` (the name as it was given, not what it links to) for a session just loaded."""
-    return profile(artifact, session, config, progress, clock=clock).cost
+    return profile(artifact, session, config, progress, clock=clock, processor=processor).cost
 
 
 def profile(
@@ -75,20 +77,29 @@ def profile(
     progress: Callable[[str], None],
     fresh: bool = False,
     clock: Callable[[], float] = time.perf_counter,
+    processor: Callable[[], float] = time.process_time,
 ) -> Profile:
-    """Reads the profile that fits this machine, or measures one and keeps it; `fresh` measures in any case."""
+    """Reads the profile that fits this machine, or measures one and keeps it; `fresh` measures in any case.
+
+    `processor` counts the seconds that all threads of this process have had a processor.
+    """
     identity = fingerprint(session, config)
     path = path_of(artifact, identity)
     if not fresh and (known := _read(path, identity)) is not None:
         return known
     m = session.manifest
     progress(f"measuring the steps of {m.name}, for {path}")
+    began, had = clock(), processor()
     samples = survey(session, config.exact, m.even_tokens, config.rows, progress, clock, min(MEMORY, config.kv_memory))
+    ours = (processor() - had) / ((clock() - began) * identity["threads"])
     measured = Profile(samples, fit(samples))
-    if measured.spread > BUSY:
+    # other processes make all steps slow alike, and wide ones the most: their times agree, and are wrong
+    others = session.provider.startswith("CPU") and ours < OURS
+    if others or measured.spread > BUSY:
         log.warning(
-            "the machine was busy while the steps of %s were timed (the slower half of the times by about %.0f%%):"
-            " the profile is not kept, and the next start measures again", m.name, 100 * measured.spread
+            "the machine was busy while the steps of %s were timed (this process had %.0f%% of its %d processors, and"
+            " the slower half of the times was longer by about %.0f%%): the profile is not kept, and the next start"
+            " measures again", m.name, 100 * ours, identity["threads"], 100 * measured.spread
         )  # fmt: skip
     else:
         _write(path, identity, measured)

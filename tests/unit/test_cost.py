@@ -203,6 +203,16 @@ def test_a_throttled_phase_is_followed_and_leaves_other_cells_alone() -> None:
     assert cost.decoder(*one) == pytest.approx(truth.decoder(*one), rel=0.02)
 
 
+def test_heads_that_seem_much_too_dear_are_put_right_by_a_few_runs() -> None:
+    """As after a profile of a busy machine: what seems too dear runs so seldom that it would stay so."""
+    truth, cost = model(), model()
+    while cost.heads(8) < 8 * truth.heads(8):
+        cost.observe_heads(8, 100.0)
+    for _ in range(4):
+        cost.observe_heads(8, float(truth.heads(8)))
+    assert cost.heads(8) < 2.1 * truth.heads(8)
+
+
 def test_a_step_too_short_for_the_clock_breaks_nothing() -> None:
     cost = model()
     cost.observe_decoder(1, 2, 2, 100, 0, 0.0)

@@ -320,6 +320,23 @@ def test_a_profile_of_a_busy_machine_is_used_and_not_kept(artifact: Path, caplog
     assert timed.runs > 0 and len(kept(artifact)) == 2
 
 
+@pytest.mark.parametrize(("share", "provider", "keeps"), [
+    (0.4, "CPUExecutionProvider, stock operators", False),
+    (0.9, "CPUExecutionProvider, stock operators", True),
+    (0.1, "CUDAExecutionProvider", True),  # it waits for the device
+])  # fmt: skip
+def test_a_profile_of_a_machine_that_others_use_is_not_kept(
+    share: float, provider: str, keeps: bool, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They make all steps slow alike, so that their times agree."""
+    timed, config = session(2), EngineConfig(rows=2, threads=3)
+    monkeypatch.setattr(timed, "provider", provider, raising=False)
+    profile(
+        artifact, timed, config, lambda _: None, clock=timed.clock, processor=lambda: 3 * share * timed.now
+    )  # fmt: skip
+    assert bool(kept(artifact)) == keeps
+
+
 def test_a_fresh_profile_replaces_what_was_kept(artifact: Path) -> None:
     load(artifact, session(2))
     slower, config, said = session(2, scale=2), EngineConfig(rows=2), []
