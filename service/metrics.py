@@ -15,20 +15,28 @@ from runtime.stats import STEP_TOKENS
 from service.engine_thread import EngineThread
 from service.latencies import buckets
 
+
+def _own(**texts: str) -> tuple[tuple[str, str, str], ...]:
+    """Those that are called as the engine calls its figures."""
+    return tuple((f"gorgon:{figure}", figure, text) for figure, text in texts.items())
+
+
 # name, which of `_read`'s figures, help
 GAUGES = (
     ("vllm:num_requests_running", "rows_in_use", "Requests in rows."),
     ("vllm:num_requests_waiting", "waiting", "Requests that wait for a row."),
     ("vllm:kv_cache_usage_perc", "kv_part",
      "Part of the memory for keys and values that running requests have reserved, 0 to 1."),
-    ("gorgon:rows", "rows", "Requests that can run at the same time."),
-    ("gorgon:rows_held", "rows_held", "Rows kept for prompts that begin alike."),
     ("gorgon:queue_limit", "queue", "Requests that may wait."),
-    ("gorgon:kv_bytes_limit", "kv_bytes_limit", "Memory for keys and values."),
-    ("gorgon:kv_bytes_reserved", "kv_bytes_reserved", "Such memory that running requests have reserved."),
-    ("gorgon:kv_bytes_held", "kv_bytes_held", "Such memory in rows kept for prompts that begin alike."),
     ("gorgon:cost_model_error_ratio", "drafting.cost_error",
      "Recent mean of |measured / predicted - 1| of the decoder's time."),
+    *_own(
+        rows="Requests that can run at the same time.",
+        rows_held="Rows kept for prompts that begin alike.",
+        kv_bytes_limit="Memory for keys and values.",
+        kv_bytes_reserved="Such memory that running requests have reserved.",
+        kv_bytes_held="Such memory in rows kept for prompts that begin alike.",
+    ),
 )  # fmt: skip
 COUNTERS = (
     ("vllm:prompt_tokens", "prompts", "Prompt tokens, computed or reused."),
@@ -39,10 +47,6 @@ COUNTERS = (
     ("vllm:spec_decode_num_drafts", "drafts", "Draft trees of more than a root."),
     ("vllm:spec_decode_num_draft_tokens", "drafted", "Nodes of draft trees, roots left out."),
     ("vllm:spec_decode_num_accepted_tokens", "accepted", "Nodes accepted."),
-    ("gorgon:steps", "steps", "Steps."),
-    ("gorgon:failed_steps", "failed_steps", "Steps that failed, with all their requests."),
-    ("gorgon:session_seconds", "session_seconds", "Time of steps in decoder and heads."),
-    ("gorgon:host_seconds", "host_seconds", "Time of steps outside decoder and heads."),
     ("gorgon:decode_rows", "decoded_rows", "Rows of decode steps."),
     ("gorgon:decode_tokens", "decoded_tokens", "Tokens that decode steps emitted."),
     ("gorgon:draft_rows", "drafting.rows", "Rows of steps that could have drafted."),
@@ -50,6 +54,12 @@ COUNTERS = (
     ("gorgon:lookup_draft_nodes", "drafting.lookup_drafted",
      "Nodes drafted by prompt lookup, or that a grammar forced."),
     ("gorgon:lookup_accepted_nodes", "drafting.lookup_accepted", "Such nodes accepted."),
+    *_own(
+        steps="Steps.",
+        failed_steps="Steps that failed, with all their requests.",
+        session_seconds="Time of steps in decoder and heads.",
+        host_seconds="Time of steps outside decoder and heads.",
+    ),
 )  # fmt: skip
 
 

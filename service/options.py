@@ -1,6 +1,6 @@
 """The server's options: as flags, environment variables and keys of a TOML file, all from one table.
 
-A flag goes before the environment, the environment before the file, the file before the default.
+A flag goes before the file, the file before the environment, the environment before the default.
 """
 
 import argparse
@@ -179,9 +179,10 @@ class Options:
 def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Options:
     """Raises ConfigurationError, or ends the process as argparse does."""
     flags = vars(parser().parse_args(arguments))
-    given = {**_of_environment(environment), **flags}
-    if "config" in given:
-        given = {**_of_file(given["config"]), **given}
+    given = _of_environment(environment)
+    if file := flags.get("config", given.get("config")):
+        given |= _of_file(file)
+    given |= flags
     if "artifact" not in given:
         raise ConfigurationError(f"no artifact: give --artifact, {PREFIX}ARTIFACT, or artifact in the file of --config")
     engine = {option.field: given[option.field] for option in ENGINE if option.field in given}
@@ -194,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m service",
         description="Serves an artifact over HTTP. Each option may also be set in the environment, by the name in "
-        "brackets, or in the file of --config; flags go before the environment, and that before the file.",
+        "brackets, or in the file of --config; flags go before the file, and that before the environment.",
         epilog="exit codes: 0 stopped by a signal, 1 an error of ours, 2 an option that cannot work, 3 a bad artifact",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -8,6 +8,8 @@ from tests.browser.asking import DONE, DRAFTING, QUESTION, TEXT, answer, ask, ch
 from tests.browser.chromium import Page
 from tests.service.serving import HeldSession, Serving, await_cancelled, engine_on, eventually, serving
 
+LEGEND = {"own": "said by the model itself", "accepted": "drafted and accepted", "refused": "drafted and refused"}
+
 
 def test_a_chat_says_what_the_api_says(page: Page, demo: Serving) -> None:
     """Also in its second turn, which is asked with the first before it."""
@@ -86,6 +88,7 @@ def assert_tree(page: Page, step: dict[str, Any]) -> None:
     assert sorted(shown) == sorted(expected + own)
     drafted, accepted = len(seen) - 1, len(step["accepted"])
     assert f"{drafted} drafted: {accepted} accepted, {drafted - accepted} refused" in page.text("#step-words")
+    assert all(LEGEND[fate] in page.text("#legend") for _, fate, _ in shown if fate != "root")
 
 
 def test_the_charts_tell_their_figures(page: Page, demo: Serving) -> None:

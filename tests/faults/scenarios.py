@@ -188,8 +188,8 @@ def export_on_a_full_disk(stage: Stage, scale: Scale) -> Tally:
 
 SCENARIOS = (
     Scenario("crowd", crowd, Scale(200, requests=300), Scale(200, seconds=60)),
-    Scenario("slow readers", slow_readers, Scale(16, requests=40), Scale(48, seconds=30)),
-    Scenario("rude requests", rude_requests, Scale(16, requests=40), Scale(48, seconds=30)),
+    Scenario("slow readers", slow_readers, Scale(16, requests=24), Scale(48, seconds=30)),
+    Scenario("rude requests", rude_requests, Scale(16, requests=24), Scale(48, seconds=30)),
     Scenario(
         "many in a row", many_in_a_row, Scale(8, requests=100, warm_up=100, growth=SMALL_GROWTH),
         Scale(8, requests=10_000, warm_up=2_000, growth=0.02),

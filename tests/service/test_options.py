@@ -36,7 +36,7 @@ from service.options import (
 ROOT = Path(__file__).parents[2]
 NEEDED = ["--artifact", "a"]
 
-# by kind: three texts with their values, the first two of them no option's default
+# by kind: three texts with their values, the last two of them no option's default
 VALUES: dict[Callable[[str], Any], list[tuple[str, Any]]] = {
     str: [("one", "one"), ("two", "two"), ("three", "three")],
     url: [(f"http://{name}", f"http://{name}") for name in ("one", "two", "three")],
@@ -45,7 +45,7 @@ VALUES: dict[Callable[[str], Any], list[tuple[str, Any]]] = {
     port: [("5", 5), ("6", 6), ("7", 7)],
     size: [("5K", 5 << 10), ("6M", 6 << 20), ("7g", 7 << 30)],
     number: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
-    operators: [("stock", "stock"), ("native", "native"), ("auto", "auto")],
+    operators: [("auto", "auto"), ("stock", "stock"), ("native", "native")],
     seconds: [("5.5", 5.5), ("6", 6.0), ("7", 7.0)],
     provider: [("cpu", "cpu"), ("cuda", "cuda"), ("tensorrt", "tensorrt")],
 }
@@ -80,19 +80,19 @@ def chosen(option: Option, arguments: list[str], environment: dict[str, str], te
 
 
 @pytest.mark.parametrize("option", SET, ids=lambda option: option.name)
-def test_flag_before_environment_before_file_before_default(option: Option, tmp_path: Path) -> None:
+def test_flag_before_file_before_environment_before_default(option: Option, tmp_path: Path) -> None:
     if option.parse is truth:
         for one, other in (("true", "false"), ("false", "true")):
-            by_file = toml(option, other)
-            assert chosen(option, flags(option, one), {option.variable: other}, by_file, tmp_path) == (one == "true")
-            assert chosen(option, [], {option.variable: one}, by_file, tmp_path) == (one == "true")
-            assert chosen(option, [], {}, by_file, tmp_path) == (other == "true")
+            by_file, environment = toml(option, one), {option.variable: other}
+            assert chosen(option, flags(option, other), {option.variable: one}, by_file, tmp_path) == (other == "true")
+            assert chosen(option, [], environment, by_file, tmp_path) == (one == "true")
+            assert chosen(option, [], environment, "", tmp_path) == (other == "true")
     else:
         (first, a), (second, b), (third, c) = VALUES[option.parse]
-        by_file = toml(option, third)
-        assert chosen(option, flags(option, first), {option.variable: second}, by_file, tmp_path) == a
-        assert chosen(option, [], {option.variable: second}, by_file, tmp_path) == b
-        assert chosen(option, [], {}, by_file, tmp_path) == c
+        by_file, environment = toml(option, second), {option.variable: third}
+        assert chosen(option, flags(option, first), environment, by_file, tmp_path) == a
+        assert chosen(option, [], environment, by_file, tmp_path) == b
+        assert chosen(option, [], environment, "", tmp_path) == c
 
 
 def test_defaults_are_the_configurations() -> None:

@@ -21,6 +21,14 @@ from tests.service.serving import SECONDS, eventually
 
 LONG = {"prompt": "What does os.path.join do?", "max_tokens": 300, "ignore_eos": True, "speculation": "off"}
 
+# Steps are not measured: that takes longer than all of a signal's test.
+UNMEASURED = """
+import runpy, runtime.engine
+from tests.fake import fake_cost
+load = runtime.engine.Engine.from_artifact
+runtime.engine.Engine.from_artifact = lambda path, config, **options: load(path, config, fake_cost(), **options)
+runpy.run_module("service", run_name="__main__", alter_sys=True)
+"""
 LOAD_FOREVER = """
 import runpy, runtime.engine
 load = runtime.engine.Engine.from_artifact
@@ -78,7 +86,7 @@ def test_a_signal_amid_a_load(demo_artifact: Callable[[str], Path], stop: signal
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_amid_an_answer(demo_artifact: Callable[[str], Path], stop: signal.Signals) -> None:
     """It is finished, and the process ends well."""
-    with process("--artifact", str(demo_artifact("int8"))) as (server, client):
+    with process("--artifact", str(demo_artifact("int8")), command=UNMEASURED) as (server, client):
         events = stream(client)
         next(events)
         server.send_signal(stop)
@@ -89,7 +97,8 @@ def test_a_signal_amid_an_answer(demo_artifact: Callable[[str], Path], stop: sig
 
 
 def test_a_signal_amid_an_answer_with_no_time_left(demo_artifact: Callable[[str], Path]) -> None:
-    with process("--artifact", str(demo_artifact("int8")), "--drain-seconds", "0") as (server, client):
+    options = ["--artifact", str(demo_artifact("int8")), "--drain-seconds", "0"]
+    with process(*options, command=UNMEASURED) as (server, client):
         events = stream(client)
         next(events)
         server.send_signal(signal.SIGTERM)
@@ -101,8 +110,9 @@ def test_a_signal_amid_an_answer_with_no_time_left(demo_artifact: Callable[[str]
 def test_the_demo_model_answers(demo_artifact: Callable[[str], Path]) -> None:
     """Word for word what it was trained to say, speculating."""
     known = {entry.name: entry.answer for entry in load_entries() if not entry.heldout}
-    body: dict[str, Any] = {"prompt": LONG["prompt"], "max_tokens": 80}
-    chat = {"messages": [{"role": "user", "content": LONG["prompt"]}], "max_tokens": 80}
+    drafting = {"max_tokens": 80, "speculation": 8}  # auto may find that it does not pay while others compute too
+    body: dict[str, Any] = {"prompt": LONG["prompt"], **drafting}
+    chat = {"messages": [{"role": "user", "content": LONG["prompt"]}], **drafting}
     with process("--artifact", str(demo_artifact("int8")), "--context", "256", "--rows", "2") as (_, client):
         whole = client.post("/generate", json=body).json()
         assert (whole["text"], whole["finish_reason"]) == (known["os.path.join"], "stop")

@@ -15,7 +15,7 @@ import pytest
 from runtime.engine import Engine
 from runtime.errors import ParameterError
 from runtime.params import EngineConfig, SamplingParams, StructuredOutputs
-from runtime.sampling import draw
+from runtime.sampling import draw, typical
 from runtime.sequence import Sequence as Answered
 from tests.fake import EOS, VOCAB, FakeSession, fake_cost, fake_manifest, plain, scores
 from tests.random_params import json_tokenizer, random_params
@@ -259,20 +259,46 @@ def test_stop_strings_after_the_least_length_and_in_the_text() -> None:
     assert len(cut.tokens) > 32, "part of it lies in the least length"
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "drafted", "asked", "token"),
+    [
+        ([0.85, 0.1, 0.05], (1, 2), {}, 1),  # the least is 0.09: 0.3 e^-H would be 0.18
+        ([0.85, 0.1, 0.05], (2, 1), {}, 1),  # the most probable, wherever it stands
+        ([0.87, 0.08, 0.05], (1, 2), {}, None),
+        ([0.05] * 20, (7,), {}, 7),  # the least is 0.3 e^-H = 0.015
+        ([0.98 / 50] * 50 + [0.012, 0.008], (50,), {}, 50),  # here 0.0059
+        ([0.98 / 50] * 50 + [0.015, 0.005], (51,), {}, None),
+        ([0.85, 0.1, 0.05], (), {}, None),
+        ([0.85, 0.1, 0.05], (1,), {"top_k": 1}, None),  # a token that sampling leaves out is never taken
+        ([0.92, 0.05, 0.03], (1,), {}, None),
+        ([0.92, 0.05, 0.03], (1,), {"temperature": 2.0}, 1),  # of the tempered distribution: 0.17
+    ],
+)
+def test_typical_acceptance_by_its_definition(
+    probabilities: list[float], drafted: tuple[int, ...], asked: dict[str, Any], token: int | None
+) -> None:
+    """The likeliest child with p > min(0.09, 0.3 e^-H)."""
+    params = SamplingParams(**{"temperature": 1.0, **asked}, typical_acceptance=True)
+    assert typical(np.log(probabilities), params, drafted) == token
+
+
 def test_typical_acceptance_takes_what_is_drafted_and_probable() -> None:
-    """Hot samples accept more drafts than an exact draw does; greedy ones are the same."""
-    prompts = [[5, 6, 7, i] for i in range(3, 40)]
+    """Hot samples accept more drafts than exact draws do, but none that a bias forbids; greedy ones are the same."""
+    prompts = [[5, 6, 7, i] for i in range(3, 20)]
     options: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True, "speculation": 16, "seed": 1}
     known = engine_of().generate(prompts, SamplingParams(**options))
     answers = {tuple(s.prompt): s.tokens for s in known}
     gained = {}
-    for typical in (False, True):
+    for accepted in (False, True):
         engine = engine_of(answers)
-        engine.generate(prompts, SamplingParams(temperature=1.5, typical_acceptance=typical, **options))
-        gained[typical] = engine.stats()["tokens_per_step"]
-        greedy = engine_of(answers).generate(prompts, SamplingParams(typical_acceptance=typical, **options))
+        engine.generate(prompts, SamplingParams(temperature=1.5, typical_acceptance=accepted, **options))
+        gained[accepted] = engine.stats()["tokens_per_step"]
+        greedy = engine_of(answers).generate(prompts, SamplingParams(typical_acceptance=accepted, **options))
         assert [s.tokens for s in greedy] == [s.tokens for s in known]
     assert gained[True] > 1.2 * gained[False]
+    often = Counter(token for s in known for token in s.tokens).most_common(1)[0][0]
+    hot = SamplingParams(temperature=1.5, typical_acceptance=True, logit_bias={often: -100}, **options)
+    assert not [s for s in engine_of(answers).generate(prompts, hot) if often in s.tokens]
 
 
 def test_what_is_plain_takes_the_plain_path() -> None:
