@@ -38,21 +38,24 @@ class Asking:
         a_priori = np.sort(universe.chance[1:])[::-1][:REMEMBERED]
         self._typical[: len(a_priori)] = a_priori
 
-    def decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
-        """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them."""
+    def goes_on(self, habits: list[Habit]) -> bool:
+        """Whether the heads run for the same as in the last step; otherwise it is to be decided anew."""
         if not self.heads:
-            return
+            return True
         self._age += 1
         rows, seconds = self._decided
-        now = self._pace.seconds
-        changed = not rows <= 1.5 * len(habits) <= 2.25 * rows and now - seconds >= BUDGET_AFTER
-        if self._age < DECIDE_EVERY and not changed:
-            for habit in habits:
-                if habit.values is None:
-                    habit.heads = self._pays
-                habit.end_trial()
-            return
-        steps = self._age
+        changed = not rows <= 1.5 * len(habits) <= 2.25 * rows and self._pace.seconds - seconds >= BUDGET_AFTER
+        if self._age >= DECIDE_EVERY or changed:
+            return False
+        for habit in habits:
+            if habit.values is None:
+                habit.heads = self._pays
+            habit.end_trial()
+        return True
+
+    def decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
+        """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them."""
+        steps, now = self._age, self._pace.seconds
         nodes = self._outlook(habits, matched)
         prices = self._pace.prices(load.decoding, self._depths.share(len(habits)))
         chosen = best(nodes, lengths, load, prices).nodes

@@ -56,18 +56,16 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
     `by_heads`.
     """
     row, cost = nodes.row, prices.cost
-    mine = row[:, None] == np.arange(len(lengths))  # [nodes, rows]
-    count = mine.cumsum(axis=0)  # [nodes, rows] below the root
-    own = count[np.arange(len(row)), row]  # a node's number in its row
+    own = _numbers(row, len(lengths))
     tokens = load.tokens + np.arange(len(row) + 1)
-    widest = np.maximum(load.widest, _from(1, np.maximum.reduce(count, axis=1)))
+    widest = np.maximum(load.widest, _from(1, np.maximum.accumulate(own)))
     attended = _from(load.attended, (lengths[row] + 2 * own).cumsum())
     seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent, load.keys)
     if load.decoding < load.rows:  # what the prompts of this step cost in any case is not the trees' cost
         alone = load.without_prompts()
         decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
-    ask = _from(asked, np.add.reduce((mine & nodes.by_heads[:, None]).cumsum(axis=0) > 0, axis=1))
+    ask = _from(asked, _firsts(row, nodes.by_heads).cumsum())
     host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)
     seconds = seconds + cost.heads(ask, prices.share) + host
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
@@ -84,6 +82,23 @@ def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:
         widest=max(load.widest, int(count.max()) + 1),
         attended=load.attended + int((count * (lengths + count)).sum()),
     )
+
+
+def _numbers(row: np.ndarray, rows: int) -> np.ndarray:
+    """[nodes]: each node's number among those of its row, from 1."""
+    order = row.argsort(kind="stable")
+    start = np.searchsorted(row.take(order), np.arange(rows))
+    numbers = np.empty(len(row), np.int64)
+    numbers[order] = np.arange(1, len(row) + 1) - start.take(row.take(order))
+    return numbers
+
+
+def _firsts(row: np.ndarray, by_heads: np.ndarray) -> np.ndarray:
+    """bool [nodes]: whether it is its row's first one by the heads."""
+    places = by_heads.nonzero()[0]
+    firsts = np.zeros(len(row), bool)
+    firsts[places[np.unique(row.take(places), return_index=True)[1]]] = True
+    return firsts
 
 
 def _from(begin: float, rest: np.ndarray) -> np.ndarray:

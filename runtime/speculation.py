@@ -118,7 +118,8 @@ class Speculator:
         if all(fixed):
             asked = list(range(len(habits))) if self._asking.heads else []
         else:
-            self._asking.decide(habits, [matched for matched, _ in found], _lengths(sequences), _load(plan))
+            if not self._asking.goes_on(habits):
+                self._asking.decide(habits, [matched for matched, _ in found], _lengths(sequences), _load(plan))
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         if not asked and not any(matched for matched, _ in found):
             if self._pace.budget_is_due and not any(plan.prefill):
