@@ -44,7 +44,8 @@ def test_more_rows_want_more_heads() -> None:
 
 def test_all_run_for_rows_that_nobody_has_seen() -> None:
     depths = learnt([0.5, 0.0, 0.0, 0.0, 0.0])
-    assert (depths.choose(1, 0.0), depths.choose(8, 0.0), depths.share(8)) == (1, HEADS, 1.0)
+    assert (depths.choose(1, 0.0), depths.choose(8, 0.0)) == (1, HEADS)
+    assert (depths.share(8), Depths(HEADS).share(8)) == (1 / HEADS, 1.0), "what is expected is what is known nearest"
 
 
 def test_the_others_are_looked_at_again() -> None:
