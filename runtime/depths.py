@@ -44,9 +44,11 @@ class Depths:
         return known.depth
 
     def share(self, rows: int) -> float:
-        """Of the heads that pay for so many rows."""
-        known = self._known.get(rows.bit_length())
-        return 1.0 if known is None else known.depth / self._heads
+        """Of the heads that pay for so many rows, or for the nearest number that is known."""
+        if not self._known:
+            return 1.0
+        nearest = min(self._known, key=lambda known: abs(known - rows.bit_length()))
+        return self._known[nearest].depth / self._heads
 
     def observe(
         self, rows: int, ran: int, depth: np.ndarray, surplus: np.ndarray, rate: float, cost: CostModel, now: float

@@ -1,6 +1,7 @@
 """Steps of packed trees and chunks for tests, the native kernel, and what it must compute, in float64."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -159,6 +160,15 @@ class Kernel:
 
     def run(self, shape: Shape, step: Step, cache: Cache, **changes: Any) -> np.ndarray:
         """[tokens, heads * head_dim]; the cache takes the nodes. `changes` replace arguments by wrong ones."""
+        call, arrays = self.prepare(shape, step, cache, **changes)
+        with self.library.forced(self.path):
+            call()
+        return arrays["out"]
+
+    def prepare(
+        self, shape: Shape, step: Step, cache: Cache, **changes: Any
+    ) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
+        """What runs one step, on the path in force then, and the arrays that it reads and writes."""
         cosine, sine = tables(shape)
         arrays = {
             "qkv": np.ascontiguousarray(step.qkv), "depth": step.depth, "length": step.length, "count": step.count,
@@ -175,10 +185,12 @@ class Kernel:
         sizes |= {name: value for name, value in changes.items() if isinstance(value, int)}
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
         arguments = _Arguments(**(addresses | sizes))
-        with self.library.forced(self.path):
+
+        def call() -> None:
             if self.library.functions.gorgon_tree_attention(ctypes.byref(arguments), self.threads):
                 raise Refused(self.library.functions.gorgon_error().decode())
-        return arrays["out"]
+
+        return call, arrays
 
     def exponential(self, x: np.ndarray) -> np.ndarray:
         """e^x of float32 numbers, a multiple of 16 of them."""

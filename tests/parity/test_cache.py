@@ -49,12 +49,12 @@ def test_a_moved_row_continues_as_before(model: Model) -> None:
     prompts = [rng.integers(3, model.session.manifest.vocab, 40).tolist() for _ in range(3)]
     model.prefill(prompts)
     [*_, want] = model.run([(40, [5, 6])] * 3)
-    draft = copy.deepcopy(model.session.heads([2], model.manifest.medusa_heads))
+    draft = copy.deepcopy(model.session.heads([2], model.session.manifest.medusa_heads))
     model.session.copy(2, 0, 40)
     model.session.release(2)
     [got] = model.run([(40, [5, 6])])
     assert np.array_equal(got, want)
-    moved = model.session.heads([0], model.manifest.medusa_heads)
+    moved = model.session.heads([0], model.session.manifest.medusa_heads)
     assert np.array_equal(moved.tokens, draft.tokens) and np.array_equal(moved.logprobs, draft.logprobs)
 
 

@@ -93,7 +93,7 @@ def test_one_run_or_several_give_the_same_bits(model: Model, monkeypatch: pytest
 def test_a_moved_row_continues_as_before(model: Model) -> None:
     prefilled(model, 4)
     want = model.run([(n, [5, 6]) for n in LENGTHS])[3]
-    draft = session_of(model).heads([3], model.manifest.medusa_heads)
+    draft = session_of(model).heads([3], session_of(model).manifest.medusa_heads)
     before = caches(model)
     model.session.copy(3, 0, 300)
     after = caches(model)
@@ -103,7 +103,7 @@ def test_a_moved_row_continues_as_before(model: Model) -> None:
     model.session.release(3)
     [got] = model.run([(300, [5, 6])])
     assert same(model.session, got, want)
-    moved = session_of(model).heads([0], model.manifest.medusa_heads)
+    moved = session_of(model).heads([0], session_of(model).manifest.medusa_heads)
     assert np.array_equal(moved.tokens, draft.tokens) and np.array_equal(moved.logprobs, draft.logprobs)
 
 
@@ -115,7 +115,9 @@ def test_a_path_with_gaps_moves_its_nodes_and_nothing_else(model: Model) -> None
     before = caches(model)
     for row in (1, 3):
         model.session.commit(row, LENGTHS[row], trees[row][1], None)
-    session_of(model).heads([0], model.manifest.medusa_heads)  # the next thing that needs what was committed
+    session_of(model).heads(
+        [0], session_of(model).manifest.medusa_heads
+    )  # the next thing that needs what was committed
     after = caches(model)
     for row, length in enumerate(LENGTHS):
         if row in (1, 3):

@@ -44,7 +44,8 @@ def test_more_rows_want_more_heads() -> None:
 
 def test_all_run_for_rows_that_nobody_has_seen() -> None:
     depths = learnt([0.5, 0.0, 0.0, 0.0, 0.0])
-    assert (depths.choose(1, 0.0), depths.choose(8, 0.0), depths.share(8)) == (1, HEADS, 1.0)
+    assert (depths.choose(1, 0.0), depths.choose(8, 0.0)) == (1, HEADS)
+    assert (depths.share(8), Depths(HEADS).share(8)) == (1 / HEADS, 1.0), "what is expected is what is known nearest"
 
 
 def test_the_others_are_looked_at_again() -> None:
@@ -54,13 +55,18 @@ def test_the_others_are_looked_at_again() -> None:
     assert np.diff(every) == pytest.approx(8e-3 / LOOK_AGAIN, abs=0.021) and len(every) > 5
 
 
-def test_what_did_not_run_is_remembered() -> None:
-    """Deep heads brought nothing, and then nothing is heard of them: the first ones' worth changes nothing in that."""
-    depths = learnt([0.5, 0.2, 0.0, 0.0, 0.0])
+@pytest.mark.parametrize(("deep", "want"), [(0.0, 2), (0.5, HEADS)])
+def test_what_did_not_run_is_remembered(deep: float, want: int) -> None:
+    """Nothing is heard of deep heads while they do not run, and the first ones' worth says nothing of them."""
+    depths = learnt([0.5, 0.2, deep, deep, deep])
     for step in range(40):
         depths.observe(1, 2, np.array([1, 2]), np.array([0.9, 0.8]), RATE, cost(), 0.8 + step * 0.02)
-    assert depths.choose(1, 0.0) == 2
+    assert depths.choose(1, 0.0) == want
+
+
+def test_heads_that_begin_to_pay_run_again() -> None:
+    depths = learnt([0.5, 0.2, 0.0, 0.0, 0.0])
     for step in range(10):
         every = np.arange(1, HEADS + 1)
-        depths.observe(1, HEADS, every, np.full(HEADS, 0.5), RATE, cost(), 1.6 + step * 0.02)
+        depths.observe(1, HEADS, every, np.full(HEADS, 0.5), RATE, cost(), 0.8 + step * 0.02)
     assert depths.choose(1, 0.0) == HEADS
