@@ -86,11 +86,13 @@ def open_pickle(path: Path) -> dict[str, Stored]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     in_parts = is_zipfile(path)  # else the old format, which is read whole
+    if not in_parts and _begins_as_zip(path):
+        raise TensorError(f"{path} ends before its list of contents, which comes last: fetch it again")
     try:
         raw = _unpickled(path, in_parts)
     except Exception as error:  # whatever the unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
         summary = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TensorError(f"{path} is damaged or holds more than tensors: {summary}") from None
+        raise TensorError(f"{path} is damaged or holds more than tensors: {summary}; fetch it again") from None
     if not isinstance(raw, dict) or not all(isinstance(value, torch.Tensor) for value in raw.values()):
         raise TensorError(f"{path} holds a {type(raw).__name__}, expected a dictionary of tensors")
     names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -103,6 +105,11 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         )
         for name, value in raw.items()
     }
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _unpickled(path: Path, in_parts: bool) -> Any:

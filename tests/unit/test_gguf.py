@@ -440,14 +440,18 @@ def test_a_file_cut_short(tmp_path: Path, share: float) -> None:
         open_model(path)
 
 
-def test_a_type_that_nobody_knows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(99, "is of type number 99"), (Kind.Q4_K, "has rows of 64 values, expected whole Q4_K blocks of 256")],
+)
+def test_a_type_that_cannot_be(tmp_path: Path, kind: int, says: str) -> None:
     path = Gguf().write(tmp_path / "tiny.gguf")
     content = bytearray(path.read_bytes())
     name = b"blk.0.attn_v.weight"
     place = content.index(name) + len(name) + 4 + 2 * 8  # dimensions, their number before them
-    content[place : place + 4] = (99).to_bytes(4, "little")
+    content[place : place + 4] = int(kind).to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(TensorError, match="tiny.gguf: blk.0.attn_v.weight is of type number 99"):
+    with pytest.raises(TensorError, match=f"tiny.gguf: blk.0.attn_v.weight {says}"):
         open_model(path)
 
 
