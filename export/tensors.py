@@ -92,7 +92,7 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         raw = _unpickled(path, in_parts)
     except Exception as error:  # whatever the unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
         summary = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TensorError(f"{path} is damaged or holds more than tensors: {summary}; fetch it again") from None
+        raise TensorError(f"{path} is damaged or holds more than tensors: {summary}") from None
     if not isinstance(raw, dict) or not all(isinstance(value, torch.Tensor) for value in raw.values()):
         raise TensorError(f"{path} holds a {type(raw).__name__}, expected a dictionary of tensors")
     names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
