@@ -22,8 +22,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m export",
         description="Compiles a Hugging Face Llama checkpoint, and its Medusa heads, to an artifact for ONNX Runtime.",
-        epilog="exit codes: 0 done, 2 an option that cannot work, 3 OUT cannot be replaced, 4 a checkpoint or heads "
-        "that do not fit, 5 a failed self-test, 130 interrupted; OUT is then what it was before",
+        epilog="exit codes: 0 done, 1 the system refused (a full disk, no permission), 2 an option that cannot work, "
+        "3 OUT cannot be replaced, 4 a checkpoint or heads that do not fit, 5 a failed self-test, 130 interrupted; "
+        "OUT is then what it was before",
     )
     add = top.add_argument
     add(
@@ -63,9 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked["heads"] = local(options.heads, "heads", options.offline) if options.heads is not None else None
         source = Source(**asked)
         manifest, report = export(source, options.out, Progress(str(options.out)), note)
-    except (GorgonError, OSError) as error:
+    except GorgonError as error:
         print(f"{CLEAR}export: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, GorgonError) else 1
+        return error.exit_code
+    except OSError as error:  # a full disk, a place that may not be written
+        print(f"{CLEAR}export: {error}; {options.out} is what it was before", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{CLEAR}export: interrupted; {options.out} is what it was before", file=sys.stderr)
         return 130

@@ -112,7 +112,13 @@ def open_file(path: Path) -> dict[str, Stored]:
     places = _places(path)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
-        for name, tensor in opener(path.with_name(file)).items():
+        try:
+            opened = opener(path.with_name(file))
+        except CheckpointError as error:
+            held = [name for name, place in places.items() if place == file]
+            others = f" and {len(held) - 1} more" if len(held) > 1 else ""
+            raise type(error)(f"{error}; by {path.name} it holds {held[0]}{others}") from None
+        for name, tensor in opened.items():
             if places.get(name) != file:
                 raise TensorError(f"{path}: {name} is in {file}, the index says {places.get(name, 'nothing of it')}")
             found[name] = tensor

@@ -145,7 +145,7 @@ def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     rope = given[0]
     spelling = "type" if "rope_type" not in rope.raw and "type" in rope.raw else "rope_type"
     kind = rope.raw.get(spelling, "default")
-    if kind not in _ROPE_FIELDS or rope.raw.get("type", kind) != kind:
+    if not isinstance(kind, str) or kind not in _ROPE_FIELDS or rope.raw.get("type", kind) != kind:
         rope.refuse(spelling, f"one of {', '.join(_ROPE_FIELDS)}, and no other in type")
     for name in rope.raw.keys() - _ROPE_FIELDS[kind] - {"rope_type", "type", "rope_theta"}:
         if name != "partial_rotary_factor" or rope.raw[name] not in (None, 1):

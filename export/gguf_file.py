@@ -107,6 +107,11 @@ def _reader(path: Path) -> Any:
                     found = known[int(kind[0])].name if int(kind[0]) in known else f"number {kind[0]}"
                     raise TensorError(f"{where} is of type {found}, expected one of {', '.join(DTYPES + BLOCKS)}")
                 block, size = gguf.GGML_QUANT_SIZES[known[int(kind[0])]]
+                if int(shape[0]) % block:
+                    raise TensorError(
+                        f"{where} has rows of {shape[0]} values, expected whole {known[int(kind[0])].name} blocks of"
+                        f" {block}"
+                    )
                 end = start + int(offset[0]) + int(np.prod(shape)) // block * size
                 if end > len(self.data):
                     raise TensorError(f"{where} ends at byte {end}, the file at {len(self.data)}: fetch it again")

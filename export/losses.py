@@ -29,11 +29,10 @@ def remark(dtypes: Mapping[str, str], form: str, precision: str) -> str | None:
         parts.append(f"keeps the values of {_count(kept)} bit for bit")
     if again:
         parts.append(f"rounds {_count(again)} again")
-    better = [
-        other
-        for other in BETTER
-        if other in NUMERICS[form] and sum(_kept(n, d, form, other) for n, d in quantized.items()) > sum(kept.values())
-    ]
+    # by its products: a larger artifact that keeps the embedding alone is no advice
+    products = {name: dtype for name, dtype in quantized.items() if name != EMBEDDING}
+    count = lambda other: sum(_kept(name, dtype, form, other) for name, dtype in products.items())  # noqa: E731
+    better = [other for other in BETTER if other in NUMERICS[form] and count(other) > count(precision)]
     advice = f"; --precision {better[0]} keeps more" if better else ""
     return f"{precision} {', '.join(parts)}{advice}"
 

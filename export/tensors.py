@@ -86,6 +86,8 @@ def open_pickle(path: Path) -> dict[str, Stored]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     in_parts = is_zipfile(path)  # else the old format, which is read whole
+    if not in_parts and _begins_as_zip(path):
+        raise TensorError(f"{path} ends before its list of contents, which comes last: fetch it again")
     try:
         raw = _unpickled(path, in_parts)
     except Exception as error:  # whatever the unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
@@ -103,6 +105,11 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         )
         for name, value in raw.items()
     }
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _unpickled(path: Path, in_parts: bool) -> Any:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import Manifest
 from runtime.native.library import Library
-from runtime.providers import DEVICES, INSTALL, NAMES, ON_CUDA, cuda_options, tensorrt_options
+from runtime.providers import DEVICES, INSTALL, NAMES, ON_CUDA, cuda_options, require, tensorrt_options
 
 CPU = NAMES["cpu"]
 WEIGHTS_IN = "session.model_external_initializers_file_folder_path"  # ONNX Runtime's name
@@ -38,7 +39,7 @@ def load(
 ) -> ort.InferenceSession:
     """A graph, or a `part` of it, on these providers, and no other; `threads` 0 lets ONNX Runtime use every core.
 
-    Raises ArtifactError, or ConfigurationError where the first provider does not load on this machine.
+    Raises ArtifactError.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -52,21 +53,47 @@ def load(
         options.add_session_config_entry(WEIGHTS_IN, str(path.parent))
     for name, value in (entries or {}).items():
         options.add_session_config_entry(name, value)
-    if len(providers) > 1 or providers[0] != CPU:
-        ort.preload_dlls()  # CUDA's and cuDNN's libraries as pip's packages carry them
     try:
         # without its fallback, with which ONNX Runtime would go on by other providers
-        session = ort.InferenceSession(part or path, options, providers=list(providers), enable_fallback=0)
+        return ort.InferenceSession(part or path, options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise ArtifactError(f"{path} does not load: {error}") from error
-    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    if first not in session.get_providers():  # ONNX Runtime only logs that a provider's libraries are missing
-        [known] = [name for name, full in NAMES.items() if full == first]
-        raise ConfigurationError(
-            f"provider {known} does not load on this machine, it needs a GPU with its driver and libraries:"
-            f" {INSTALL[known]}"
-        )
-    return session
+
+
+def check_provider(provider: str) -> None:
+    """Raises ConfigurationError, with what to install, unless a graph runs on the provider here.
+
+    Of libraries that are missing ONNX Runtime only logs which, and makes the session without their provider: a graph
+    that must not run on the CPU is then refused for that, as if it were the graph's fault.
+    """
+    require(provider, ort.get_available_providers())
+    if provider == "cpu":
+        return
+    ort.preload_dlls()  # CUDA's and cuDNN's libraries as pip's packages carry them
+    try:
+        session = ort.InferenceSession(_addition(), providers=[NAMES[provider]], enable_fallback=0)
+        if NAMES[provider] in session.get_providers():
+            session.run(None, {"x": np.ones(1, np.float32)})
+            return
+        reason = ""
+    except Exception as error:  # as above
+        reason = f" ({str(error).strip()})"
+    raise ConfigurationError(
+        f"provider {provider} does not load on this machine{reason}, it needs a GPU with its driver and libraries:"
+        f" {INSTALL[provider]}"
+    )
+
+
+def _addition() -> bytes:
+    """The smallest graph: x + x."""
+    import onnx  # only here: serving on a CPU does without it
+
+    value = lambda name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])  # noqa: E731
+    add = onnx.helper.make_node("Add", ["x", "x"], ["y"])
+    graph = onnx.helper.make_graph([add], "addition", [value("x")], [value("y")])
+    opset = onnx.helper.make_opsetid("", 21)
+    content: bytes = onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset]).SerializeToString()
+    return content
 
 
 def compare(path: Path, session: ort.InferenceSession, want: Mapping[str, Shape]) -> None:
@@ -86,7 +113,9 @@ class Opener:
         self, manifest: Manifest, rows: int, provider: str, threads: int, cache: Path,
         progress: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """`cache` is where TensorRT's engines are kept."""
+        """`cache` is where TensorRT's engines are kept. Raises ConfigurationError where the provider does not load."""
+        for needed in {"cpu": (), "cuda": ("cuda",), "tensorrt": ("cuda", "tensorrt")}[provider]:
+            check_provider(needed)
         self._manifest, self._rows, self._provider, self._threads = manifest, rows, provider, threads
         self._cache, self._progress = cache, progress
 

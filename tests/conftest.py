@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from export.artifact import Source, export
-from runtime.bench.gpu import check_provider
 from runtime.errors import GorgonError
+from runtime.graphs import check_provider
 from runtime.native.library import COMPILERS, Library, build
 from runtime.params import PROVIDERS
 from tests import provider

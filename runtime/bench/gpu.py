@@ -10,7 +10,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from runtime import machine
 from runtime.bench.machine import versions
@@ -27,10 +24,10 @@ from runtime.bench.markdown import table
 from runtime.bench.options import counts, positive
 from runtime.device import Block
 from runtime.errors import ConfigurationError
-from runtime.graphs import load
+from runtime.graphs import check_provider
 from runtime.manifest import Manifest
 from runtime.params import MAX_NODES, PROVIDERS, EngineConfig
-from runtime.providers import DEVICES, NAMES, require
+from runtime.providers import DEVICES, NAMES
 from runtime.session import Batch, Session
 from runtime.sessions import open_session
 from runtime.tree import Universe, accuracy_of
@@ -109,18 +106,6 @@ def run(options: argparse.Namespace) -> int:
         }  # fmt: skip
         options.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return 0
-
-
-def check_provider(provider: str) -> None:
-    """Raises ConfigurationError unless a graph runs on the provider here."""
-    require(provider, ort.get_available_providers())
-    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])  # noqa: E731
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "ready", [value("x")], [value("y")])
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ready.onnx"
-        path.write_bytes(model.SerializeToString())
-        load(path, 1, [NAMES[provider]]).run(None, {"x": np.ones(1, np.float32)})
 
 
 def copied_a_second(device: str, size: int = COPIED) -> float:

@@ -67,6 +67,8 @@ def test_a_shared_prefix_changes_no_bit(
     came from. So each prompt's first token is compared, which a prefill alone decides, and all of an answer without
     speculation; with native ones all of every answer. On a GPU the same, up to where texts fork, and nearly.
     """
+    if operators == "native" and precision.startswith("padded"):
+        pytest.skip("native operators are the ragged form's")
     reusing = engine_of(demo_artifact(precision), 6, operators)
     config = replace(reusing.config, prefix_reuse=False)
     whole = Engine.from_artifact(demo_artifact(precision), config, fake_cost())

@@ -23,14 +23,12 @@ from runtime.bench.markdown import table
 from runtime.bench.server import StartedServer
 from runtime.manifest import Manifest
 from runtime.params import EngineConfig
+from tests.size.conftest import FOLDER
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-FOLDER = Path(".size")
-CHECKPOINT = FOLDER / "vicuna-7b"
 DOCUMENT = Path("docs/size.md")
 MEMORY = 6e9  # bytes that an export may keep resident
-DISK = 30e9
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it goes on to tell why: " * 4
 TOKENS = 12
 ROUNDS = 4  # of the settings whose steps are timed
@@ -48,18 +46,6 @@ def run(*arguments: str) -> tuple[float, int]:
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, said
     return time.monotonic() - began, usage.ru_maxrss * 1024
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Path:
-    if not (CHECKPOINT / "config.json").exists():
-        FOLDER.mkdir(exist_ok=True)
-        if (free := shutil.disk_usage(FOLDER).free) < DISK:
-            pytest.skip(f"{free / 1e9:.0f} GB of disk are free, {DISK / 1e9:.0f} are needed")
-        half = FOLDER / "unfinished"
-        run("export.synthetic", "vicuna-7b", "--out", str(half))
-        half.rename(CHECKPOINT)
-    return CHECKPOINT
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,11 @@ BAD_FILES: dict[str, tuple[int, Damage, str]] = {
     "a web page": (1, lambda d: [p.write_text("<html>" * 50) for p in d.glob("*model.*")], "{file} is damaged"),
     "nothing there": (1, lambda d: [p.unlink() for p in d.glob("*model.*")], "expected one of model.safetensors, "),
     "a truncated shard": (2, truncated, "{cut_shard}"),
-    "a shard gone": (2, lambda d: [p.unlink() for p in d.glob("*model-00002*")], "{shard} is missing"),
+    "a shard gone": (
+        2,
+        lambda d: [p.unlink() for p in d.glob("*model-00002*")],
+        "{shard} is missing; by {stem}.{suffix}.index.json it holds model.layers.0.input_layernorm.weight and 9 more",
+    ),
     "the index names another shard": (2, reindex(elsewhere), f"{Q} is in {{stem}}-0000"),
     "the index forgets a tensor": (2, reindex(lambda p: p.pop(Q)), "the index says nothing of it"),
     "the index invents a tensor": (2, reindex(lambda p: p.update(ghost=p[Q])), "ghost is not in {stem}-0000"),
@@ -177,8 +181,10 @@ def test_bad_files(tmp_path: Path, name: str, pickled: bool) -> None:
         opened(tmp_path)
     names = {"file": f"{stem}.{suffix}", "shard": f"{stem}-00002-of-00002.{suffix}"}
     for name, file in dict(names).items():  # a pickle's table of contents is at its end: it cannot say what is missing
-        names[f"cut_{name}"] = f"{file} is damaged" if pickled else f"{file}: model.norm.weight ends at byte "
-    assert message.format(stem=stem, **names) in str(caught.value)
+        names[f"cut_{name}"] = (
+            f"{file} ends before its list of contents" if pickled else f"{file}: model.norm.weight ends at byte "
+        )
+    assert message.format(stem=stem, suffix=suffix, **names) in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
 

@@ -175,6 +175,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_theta": -1}, "rope_theta is -1"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_scaling.type is "dynamic"'),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 'rope_scaling.rope_type is "yarn"'),
+    ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, 'rope_scaling.rope_type is ["linear"]'),
     ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
     ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor is 0"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0, "attention_factor": 2.0}}, "rope_scaling.attention_factor"),

@@ -1,5 +1,6 @@
 """`python -m export` as it is called: exit codes, and one line on standard error that says what would be right."""
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,21 @@ def test_options_that_cannot_work(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_a_full_disk_leaves_the_artifact_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, out = tiny_llama(tmp_path / "base"), tmp_path / "artifacts" / "tiny"
+    assert main([str(base), "--out", str(out)]) == 0
+    before = sorted(path.name for path in out.parent.iterdir())
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, most))  # of a file: the next write past it is refused
+    try:
+        assert main([str(base), "--out", str(out)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    assert f"export: [Errno 27] File too large; {out} is what it was before" in capsys.readouterr().err
+    assert sorted(path.name for path in out.parent.iterdir()) == before
+    Manifest.read(out, verify=True)
 
 
 def test_an_interrupt_says_so(

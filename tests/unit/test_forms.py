@@ -25,7 +25,7 @@ def silent(what: str) -> None:
 
 def artifact(checkpoint: Path, out: Path, precision: str, heads: Path | None = None) -> dict[str, bytes]:
     """The files of an export under the name `tiny`."""
-    export(Source(checkpoint, heads, precision), out / "tiny", silent)
+    export(Source(checkpoint, heads, precision, self_test=False), out / "tiny", silent)
     return {path.name: path.read_bytes() for path in (out / "tiny").iterdir()}
 
 

@@ -11,7 +11,7 @@ from runtime.buckets import node_buckets, row_buckets
 from runtime.errors import ConfigurationError
 from runtime.manifest import FORMS, STEP_INPUTS, STEP_OUTPUTS, Manifest, capacity_of
 from runtime.params import MAX_NODES, PROVIDERS, EngineConfig
-from runtime.providers import NAMES, choose, cuda_options, profile, tensorrt_options
+from runtime.providers import INSTALL, NAMES, choose, cuda_options, profile, tensorrt_options
 from tests.fake import fake_manifest
 
 CPU, CUDA, TENSORRT = (NAMES[name] for name in ("cpu", "cuda", "tensorrt"))
@@ -77,19 +77,55 @@ def test_a_provider_that_cannot_is_an_error_and_no_fallback(
     assert words in str(caught.value)
 
 
-def test_a_provider_that_onnxruntime_drops_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime-gpu without a GPU names CUDA among its providers, and then makes a session without it."""
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("reason", ["", "Please install TensorRT libraries"])
+def test_a_provider_whose_libraries_are_missing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, provider: str, reason: str
+) -> None:
+    """onnxruntime-gpu without CUDA names CUDA among its providers, and then makes a session without it; or fails."""
+    given: dict[str, object] = {}
 
     class Dropped:
+        def __init__(self, graph: bytes, **options: object) -> None:
+            given.update(options)
+            if reason:
+                raise RuntimeError(f"{reason}\n")
+
         def get_providers(self) -> list[str]:
             return [CPU]
 
-    given: dict[str, object] = {}
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(EVERYTHING))
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-    monkeypatch.setattr(ort, "InferenceSession", lambda *rest, **options: given.update(options) or Dropped())
-    with pytest.raises(ConfigurationError, match="provider cuda does not load on this machine"):
-        graphs.load(tmp_path / "decoder.onnx", 1, [(CUDA, {})])
-    assert given["enable_fallback"] == 0, "ONNX Runtime's own fall-back would go on without a word"
+    monkeypatch.setattr(ort, "InferenceSession", Dropped)
+    with pytest.raises(ConfigurationError) as caught:
+        graphs.check_provider(provider)
+    assert f"provider {provider} does not load on this machine" in str(caught.value)
+    assert INSTALL[provider] in str(caught.value) and reason in str(caught.value)
+    assert given == {"providers": [NAMES[provider]], "enable_fallback": 0}, "ONNX Runtime's own would be silent"
+
+
+def test_a_provider_that_runs_a_graph_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by a real one, under another's name."""
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    monkeypatch.setitem(NAMES, "cuda", CPU)
+    graphs.check_provider("cuda")
+
+
+@pytest.mark.parametrize(("provider", "checked"), [("cpu", []), ("cuda", ["cuda"]), ("tensorrt", ["cuda", "tensorrt"])])
+def test_what_graphs_need_is_checked_before_they_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, checked: list[str]
+) -> None:
+    """A graph that must not run on the CPU fails without its provider, and would be taken for a damaged one."""
+    found: list[str] = []
+    monkeypatch.setattr(graphs, "check_provider", found.append)
+    graphs.Opener(padded(), 8, provider, 0, tmp_path, lambda message: None)
+    assert found == checked
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every provider were there."""
+    monkeypatch.setattr(graphs, "check_provider", lambda provider: None)
 
 
 def test_tensorrt_is_built_for_short_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +238,7 @@ class Engine:
         return [part(TENSORRT, ["MatMul"]), part(CUDA, self._others)]
 
 
+@pytest.mark.usefixtures("loads")
 @pytest.mark.parametrize("fails", [False, True])
 def test_attention_runs_on_cuda_where_the_engine_is_not_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
@@ -224,6 +261,7 @@ def test_attention_runs_on_cuda_where_the_engine_is_not_whole(
     assert len(told) == 2 and str(cache) in told[0]
 
 
+@pytest.mark.usefixtures("loads")
 def test_a_whole_engine_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     monkeypatch.setattr(graphs, "load", lambda *rest: built.append(rest) or Engine([]))
@@ -248,6 +286,7 @@ def test_an_engine_that_takes_long_is_spoken_of(monkeypatch: pytest.MonkeyPatch)
     assert told[0] == "building" and told[1].startswith("building: ")
 
 
+@pytest.mark.usefixtures("loads")
 @pytest.mark.parametrize(("provider", "captured"), [("cpu", None), ("cuda", "1")])
 def test_cuda_captures_the_decoder_and_nothing_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, captured: str | None
@@ -265,6 +304,7 @@ def test_cuda_captures_the_decoder_and_nothing_beside_it(
         assert entries == {"session.disable_cpu_ep_fallback": "1"}, "no node may run on the host unheard"
 
 
+@pytest.mark.usefixtures("loads")
 @pytest.mark.parametrize(("gpus", "provider"), [(0, CPU), (1, CUDA)])
 def test_auto_needs_a_gpu_and_not_only_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, provider: str
