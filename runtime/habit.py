@@ -52,9 +52,9 @@ class Habit:
         return not self.fixed and self.expected < TRUST_PRIOR
 
     @property
-    def doubtful(self) -> bool:
-        """Whether it is young, and less than half of what its drafts claimed came true."""
-        return self.young and self.right < self.expected / 2
+    def unknown(self) -> bool:
+        """Whether nothing is known of its drafts yet, or it is young and less than half of what they claimed is true."""
+        return self.values is None or (self.young and self.right < self.expected / 2)
 
     def remember(self, values: np.ndarray) -> None:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""

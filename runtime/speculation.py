@@ -135,7 +135,7 @@ class Speculator:
         if all(fixed):
             return candidates.build(candidates.best(most, NEVER))
         kind = len(plan.sequences), len(habits), len(asked)
-        unknown = any(habit.tried for habit in habits) or 2 * sum(habit.doubtful for habit in habits) > len(habits)
+        unknown = any(habit.tried for habit in habits) or 2 * sum(habit.unknown for habit in habits) > len(habits)
         known = kind == self._least_value[0] and not any(plan.prefill) and not unknown
         if known and not self._pace.budget_is_due:
             return candidates.build(candidates.best(most, _least(fixed, self._least_value[1])))
