@@ -53,7 +53,7 @@ class Habit:
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing is known of its drafts yet, or it is young and less than half of what they claimed is true."""
+        """Whether nothing is known of its drafts, or it is young and less than half of what they claimed is true."""
         return self.values is None or (self.young and self.right < self.expected / 2)
 
     def remember(self, values: np.ndarray) -> None:
