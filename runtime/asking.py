@@ -38,8 +38,8 @@ class Asking:
         a_priori = np.sort(universe.chance[1:])[::-1][:REMEMBERED]
         self._typical[: len(a_priori)] = a_priori
 
-    def goes_on(self, habits: list[Habit]) -> bool:
-        """Whether the heads run for the same as in the last step; otherwise it is to be decided anew."""
+    def carry_on(self, habits: list[Habit]) -> bool:
+        """One step more: False if it is to be decided anew, else the heads run for whom they ran, trials ended."""
         if not self.heads:
             return True
         self._age += 1
@@ -57,7 +57,7 @@ class Asking:
         """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them."""
         steps, now = self._age, self._pace.seconds
         nodes = self._outlook(habits, matched)
-        prices = self._pace.prices(load.decoding, self._depths.share(len(habits)))
+        prices = self._pace.prices(load, self._depths.share(len(habits)))
         chosen = best(nodes, lengths, load, prices).nodes
         drafts = set(nodes.row[:chosen][nodes.by_heads[:chosen]].tolist())
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), now)
@@ -87,15 +87,15 @@ class Asking:
             habits[i].remember(newest)
             self._typical = self._typical + RECENT * (newest - self._typical)
 
-    def chosen(self, rows: int, ran: int, nodes: Nodes, keep: np.ndarray, depth: np.ndarray, decoding: int) -> None:
+    def chosen(self, rows: int, ran: int, nodes: Nodes, keep: np.ndarray, depth: np.ndarray, load: Load) -> None:
         """Learns how many heads pay from a budget, bool `keep` [nodes], of nodes of `depth` [nodes]; `ran` heads ran.
 
-        `rows` were asked of `decoding` ones.
+        `rows` were asked of those of the planned step `load`.
         """
         left, taken = nodes.chance[~keep], keep & nodes.by_heads
         surplus = nodes.chance[taken] - (float(left[0]) if len(left) else 0.0)
         pace = self._pace
-        self._depths.observe(rows, ran, depth[taken], surplus, pace.prices(decoding).rate, pace.cost, pace.seconds)
+        self._depths.observe(rows, ran, depth[taken], surplus, pace.prices(load).rate, pace.cost, pace.seconds)
 
     def _outlook(self, habits: list[Habit], matched: Items[int]) -> Nodes:
         """What drafting can be expected to bring."""

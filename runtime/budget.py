@@ -28,7 +28,7 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What a step costs: the session by the model, and seconds per (row + 2) outside of it, plain and drafting.
+    """What a step costs: the session by the model, and seconds outside of it, `plain` and `drafting`.
 
     `rate` is in tokens a second; 0 stands for the best one that this step can have. A `share` of the heads runs.
     """
@@ -42,11 +42,15 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """So many of the best nodes; the tokens and the seconds expected of the step, its prompts left out."""
+    """So many of the best nodes; the tokens and the seconds expected of the step, its prompts left out.
+
+    `host` of the seconds are outside the session.
+    """
 
     nodes: int
     tokens: float
     seconds: float
+    host: float
 
 
 def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: int = 0, gained: float = 0.0) -> Choice:
@@ -66,11 +70,11 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
         decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(asked, _firsts(row, nodes.by_heads).cumsum())
-    host = np.where(ask > 0, prices.drafting, prices.plain) * (load.rows + 2)
+    host = np.where(ask > 0, prices.drafting, prices.plain)
     seconds = seconds + cost.heads(ask, prices.share) + host
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
     chosen = int((gain - prices.rate * seconds if prices.rate else gain / seconds).argmax())
-    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]))
+    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), float(host[chosen]))
 
 
 def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:

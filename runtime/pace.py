@@ -16,6 +16,7 @@ from runtime.stats import Decisions
 
 BUDGET_AFTER = 0.004  # seconds in the session until the next budget; steps before it take nodes of like value
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
+HOST = 2, 5  # rows that what a step of any size takes outside the session is worth: plain, drafting
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
 
 
@@ -25,9 +26,10 @@ class Pace:
         self.cost = cost
         self.seconds = 0.0  # in the session, in all
         self._decisions = decisions
-        self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + 2): plain, drafting
-        # expected tokens and seconds, at the machine's usual speed, of the last steps, by rows that decode
-        self._known: dict[int, tuple[float, float]] = {}
+        self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + HOST): plain, drafting
+        # of the last steps, by rows that decode: expected tokens, seconds in the session at the machine's usual speed,
+        # and outside it
+        self._known: dict[int, tuple[float, float, float]] = {}
         self._usual: Load | None = None  # the last step in which every row decoded
         self._untimed = 0.0  # seconds in the session since a step's time was learnt from
         self._unplanned = 0.0  # and since a budget
@@ -61,25 +63,30 @@ class Pace:
 
     def took(self, rows: int, drafted: bool, seconds: float) -> None:
         """Learns from the time that a step of decoding rows took outside the session."""
-        share, known = seconds / (rows + 2), self._host[drafted]
+        share, known = seconds / (rows + HOST[drafted]), self._host[drafted]
         self._host[drafted] = share if known == 0.0 else known + RECENT * (min(share, 4 * known) - known)
 
-    def expect(self, decoding: int, tokens: float, seconds: float) -> None:
-        """What a step of so many decoding rows is to bring, by a budget that was made just now."""
+    def expect(self, decoding: int, tokens: float, seconds: float, host: float) -> None:
+        """What a step of so many decoding rows is to bring, by a budget that was made just now.
+
+        `host` of its `seconds` are outside the session.
+        """
         self._unplanned = 0.0
-        known, usual = self._known.get(decoding, (0.0, 0.0)), seconds / self.cost.factor
-        self._known[decoding] = known[0] * (1 - RECENT) + tokens, known[1] * (1 - RECENT) + usual
+        known, usual, outside = (value * (1 - RECENT) for value in self._known.get(decoding, (0.0, 0.0, 0.0)))
+        self._known[decoding] = known + tokens, usual + (seconds - host) / self.cost.factor, outside + host
 
     def expect_plain(self, load: Load) -> None:
         """That a step is as planned, without drafts."""
         plain = self.cost.decoder(load.rows, load.tokens, load.widest, load.attended, load.silent, load.keys)
-        self.expect(load.decoding, load.decoding, float(plain) + self._host[False] * (load.rows + 2))
+        host = self.prices(load).plain
+        self.expect(load.decoding, load.decoding, float(plain) + host, host)
 
-    def prices(self, decoding: int, share: float = 1.0) -> Prices:
-        """Of a step of so many decoding rows, which runs a `share` of the heads."""
-        plain, drafting = self._host
-        tokens, seconds = self._known.get(decoding, (0.0, 0.0))
-        rate = tokens / (seconds * self.cost.factor) if seconds else 0.0  # of a machine that is slow just now as well
+    def prices(self, load: Load, share: float = 1.0) -> Prices:
+        """Of a planned step, which runs a `share` of the heads."""
+        plain, drafting = (seconds * (load.rows + extra) for seconds, extra in zip(self._host, HOST, strict=True))
+        tokens, usual, host = self._known.get(load.decoding, (0.0, 0.0, 0.0))
+        # a machine that is slow just now is so for the session of every step; the host's part is as it is
+        rate = tokens / (usual * self.cost.factor + host) if usual else 0.0
         return Prices(self.cost, plain, drafting or plain, rate, share)
 
     def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:

@@ -118,7 +118,7 @@ class Speculator:
         if all(fixed):
             asked = list(range(len(habits))) if self._asking.heads else []
         else:
-            if not self._asking.goes_on(habits):
+            if not self._asking.carry_on(habits):
                 self._asking.decide(habits, [matched for matched, _ in found], _lengths(sequences), _load(plan))
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         if not asked and not any(matched for matched, _ in found):
@@ -147,7 +147,7 @@ class Speculator:
         self._least_value = kind, least
         if asked and not any(fixed):
             depth = self._universe.depth.take(slot, mode="clip")  # of a continuation nothing is asked
-            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, load.decoding)
+            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, load)
         return candidates.build(candidates.places(row[keep], slot[keep]))
 
     def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
@@ -185,13 +185,13 @@ class Speculator:
         free = np.flatnonzero(~keep)
         gained = float(nodes.chance[keep].sum())
         others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run
-        prices = self._pace.prices(load.decoding, self._depth / max(self._asking.heads, 1))
+        prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
         choice = best(others, lengths, load, prices, asked, gained)
         keep[free[: choice.nodes]] = True
         last = float(others.chance[choice.nodes - 1]) if choice.nodes else 1.0
         next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
         least = max(math.log((last + next_one) / 2), LEAST_VALUE) if choice.nodes else NO_NODE
-        self._pace.expect(load.decoding, choice.tokens, choice.seconds)
+        self._pace.expect(load.decoding, choice.tokens, choice.seconds, choice.host)
         return keep, least
 
 
