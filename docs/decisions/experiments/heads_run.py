@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from runtime.asking import Asking
 from runtime.bench.compare import Ratio, Spread
 from runtime.bench.markdown import ratio, spread, table
 from runtime.bench.prompts import random_prompts
@@ -21,7 +22,6 @@ from runtime.depths import Depths
 from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
 from runtime.session import Draft
-from runtime.speculation import Speculator
 
 TOKENS, PROMPT, SECONDS = 32, 16, 60
 SPECULATIONS: tuple[Any, ...] = ("off", 4, "auto")
@@ -51,7 +51,7 @@ def main() -> None:
     artifact, rows = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
     config = EngineConfig(rows=8, prefill_slowdown=1e9, kv_memory=1 << 30, lookup=False, prefix_reuse=False)
     first = Engine.from_artifact(artifact, config)
-    model, heads = first._speculator.cost.to_json(), first.manifest.medusa_heads
+    model, heads = first._pace.cost.to_json(), first.manifest.medusa_heads
     forms = [(speculation, every) for speculation in SPECULATIONS for every in (True, False)]
     engines = {}
     for form in forms:
@@ -59,15 +59,17 @@ def main() -> None:
         engines[form] = Engine(Counted(first.session), first.tokenizer, config, cost)
     times: dict[tuple[Any, bool], list[float]] = {form: [] for form in forms}
     prompts = random_prompts(256, PROMPT, first.manifest.vocab, 0)
+    depth = Asking.depth
     end, turn = time.perf_counter() + SECONDS, 0
     while time.perf_counter() < end:
         chosen = [prompts[(turn * 2 * rows + i) % len(prompts)] for i in range(2 * rows)]
         for form in forms[turn % len(forms) :] + forms[: turn % len(forms)]:
             all_of_them = lambda *_: heads  # noqa: E731
+            asked_all = lambda self, habits: (depth(self, habits), heads)[1]  # noqa: E731
             with (
                 patch.object(Depths, "choose", all_of_them if form[1] else Depths.choose),
                 patch.object(Depths, "share", (lambda *_: 1.0) if form[1] else Depths.share),
-                patch.object(Speculator, "_how_deep", all_of_them if form[1] else Speculator._how_deep),
+                patch.object(Asking, "depth", asked_all if form[1] else depth),
             ):
                 times[form].append(seconds(engines[form], chosen, form[0], rows))
         turn += 1
