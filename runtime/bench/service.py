@@ -2,7 +2,7 @@
 
 The same closed load goes over HTTP to a server started for it, and to an engine in this process, in turns: pairs of
 runs compare throughput and time to the first token. Over HTTP it also says which part of the steps the engine spends
-outside the model (host), what processor time the event loop takes, and how many requests a second `/health/live` and
+outside the model (host), what processor time the event loop takes, and how many requests a second `/health` and
 `/metrics` answer under that load, in runs of their own. The client shares the machine with both.
 """
 
@@ -30,7 +30,7 @@ from runtime.bench.timeline import Limits, LoadRun, Setting
 from runtime.engine import Engine
 from runtime.params import SamplingParams
 
-PROBES = ("/health/live", "/metrics")
+PROBES = ("/health", "/metrics")
 TIMEOUT = 600.0  # seconds that a client waits for an event
 NAMES = (
     "streams", "engine, tokens/s", "over HTTP, tokens/s", "HTTP over engine", "first token over HTTP, ms",

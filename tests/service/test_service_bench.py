@@ -25,7 +25,7 @@ def test_what_http_costs(
         assert pair["http"]["tokens"] == pair["engine"]["tokens"] > 0, "the same answers both ways"
         assert pair["http"]["completed"] == pair["engine"]["completed"] == 4
         assert 0 < pair["host"] < 1 and pair["loop_ms"] >= 0
-        assert [probe["path"] for probe in pair["probes"]] == ["/health/live", "/metrics"]
+        assert [probe["path"] for probe in pair["probes"]] == ["/health", "/metrics"]
         assert all(probe["answered"] > 0 and probe["seconds"] > 0 for probe in pair["probes"])
     text = capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == ["1", "2"]
