@@ -1,7 +1,7 @@
 """Priorities: the most urgent first, ties by arrival, nobody who runs is disturbed, and nobody kept out for good."""
 
 import random
-from itertools import count, pairwise
+from itertools import pairwise
 
 import pytest
 
@@ -12,8 +12,6 @@ from runtime.sequence import Sequence
 from runtime.waiting import EVERY
 from tests.fake import FakeSession, fake_cost, fake_manifest, fake_tokenizer
 
-NUMBERS = count()
-
 
 def engine_of(rows: int) -> Engine:
     config = EngineConfig(rows=rows, chunk=8, queue=10_000, kv_memory=1 << 26)
@@ -21,7 +19,7 @@ def engine_of(rows: int) -> Engine:
 
 
 def asked(engine: Engine, priority: int, tokens: int = 3) -> Sequence:
-    prompt = [5, 6, 7, 3 + next(NUMBERS) % 90]  # each another one
+    prompt = [5, 6, 7, 3 + engine._requests._next_id % 90]
     params = SamplingParams(tokens, ignore_eos=True, speculation="off", priority=priority)
     return engine.add(prompt, params)
 
