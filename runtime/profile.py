@@ -26,7 +26,7 @@ from runtime.survey import MEMORY, Sample, survey
 
 SCHEMA = 2
 BUSY = 0.5  # spread from which on a profile is not to be relied on for good
-OURS = 0.6  # share of its processors that a process has at least, where no others want them
+OTHERS = 0.2  # share of the time that its threads would have run, and waited for a processor
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy")
 GRAPHS = ("decoder.onnx", "decoder.onnx.data", "heads.onnx", "heads.onnx.data")
 
@@ -64,7 +64,7 @@ def load_or_measure(
     config: EngineConfig,
     progress: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
-    processor: Callable[[], float] = time.process_time,
+    processor: Callable[[], tuple[float, float]] | None = None,
 ) -> CostModel:
     """The cost model of `artifact` (the name as it was given, not what it links to) for a session just loaded."""
     return profile(artifact, session, config, progress, clock=clock, processor=processor).cost
@@ -77,11 +77,11 @@ def profile(
     progress: Callable[[str], None],
     fresh: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-    processor: Callable[[], float] = time.process_time,
+    processor: Callable[[], tuple[float, float]] | None = None,
 ) -> Profile:
     """Reads the profile that fits this machine, or measures one and keeps it; `fresh` measures in any case.
 
-    `processor` counts the seconds that all threads of this process have had a processor.
+    `processor` counts the seconds that all threads of this process have had a processor, and waited for one.
     """
     identity = fingerprint(session, config)
     path = path_of(artifact, identity)
@@ -89,17 +89,18 @@ def profile(
         return known
     m = session.manifest
     progress(f"measuring the steps of {m.name}, for {path}")
-    began, had = clock(), processor()
+    processor = processor or _processor_seconds
+    before = processor()
     samples = survey(session, config.exact, m.even_tokens, config.rows, progress, clock, min(MEMORY, config.kv_memory))
-    ours = (processor() - had) / ((clock() - began) * identity["threads"])
+    ran, waited = (after - then for after, then in zip(processor(), before, strict=True))
+    others = waited / (ran + waited) if waited else 0.0
     measured = Profile(samples, fit(samples))
     # other processes make all steps slow alike, and wide ones the most: their times agree, and are wrong
-    others = session.provider.startswith("CPU") and ours < OURS
-    if others or measured.spread > BUSY:
+    if others > OTHERS or measured.spread > BUSY:
         log.warning(
-            "the machine was busy while the steps of %s were timed (this process had %.0f%% of its %d processors, and"
-            " the slower half of the times was longer by about %.0f%%): the profile is not kept, and the next start"
-            " measures again", m.name, 100 * ours, identity["threads"], 100 * measured.spread
+            "the machine was busy while the steps of %s were timed (other processes had the processor for %.0f%% of the"
+            " time, and the slower half of the times was longer by about %.0f%%): the profile is not kept, and the next"
+            " start measures again", m.name, 100 * others, 100 * measured.spread
         )  # fmt: skip
     else:
         _write(path, identity, measured)
@@ -116,6 +117,16 @@ def fingerprint(session: Session, config: EngineConfig) -> dict[str, Any]:
         "form": m.form, "rows": config.rows, "exact": config.exact,
         "files": {name: m.files[name]["sha256"] for name in GRAPHS if name in m.files},
     }  # fmt: skip
+
+
+def _processor_seconds() -> tuple[float, float]:
+    """That all threads of this process have had a processor, and have waited for one; (0, 0) where nobody counts."""
+    ran = waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            counts = path.read_text().split()
+            ran, waited = ran + int(counts[0]), waited + int(counts[1])
+    return ran / 1e9, waited / 1e9
 
 
 def path_of(artifact: Path, identity: dict[str, Any]) -> Path:
