@@ -91,9 +91,9 @@ def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:
 def _numbers(row: np.ndarray, rows: int) -> np.ndarray:
     """[nodes]: each node's number among those of its row, from 1."""
     order = row.argsort(kind="stable")
-    start = np.searchsorted(row.take(order), np.arange(rows))
+    ordered = row.take(order)
     numbers = np.empty(len(row), np.int64)
-    numbers[order] = np.arange(1, len(row) + 1) - start.take(row.take(order))
+    numbers[order] = np.arange(1, len(row) + 1) - ordered.searchsorted(np.arange(rows)).take(ordered)
     return numbers
 
 

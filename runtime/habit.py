@@ -53,8 +53,8 @@ class Habit:
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing is known of its drafts, or it is young and less than half of what they claimed is true."""
-        return self.values is None or (self.young and self.right < self.expected / 2)
+        """Whether its heads propose for the first time, or it is young and half of what was claimed is not true."""
+        return (self.heads and self.values is None) or (self.young and self.right < self.expected / 2)
 
     def remember(self, values: np.ndarray) -> None:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""

@@ -58,13 +58,23 @@ def measure(
     return fit(survey(session, exact, even, rows, progress, clock))
 
 
+def _processor_seconds() -> tuple[float, float]:
+    """That all threads of this process have had a processor, and have waited for one; (0, 0) where nobody counts."""
+    ran = waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            counts = path.read_text().split()
+            ran, waited = ran + int(counts[0]), waited + int(counts[1])
+    return ran / 1e9, waited / 1e9
+
+
 def load_or_measure(
     artifact: Path,
     session: Session,
     config: EngineConfig,
     progress: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
-    processor: Callable[[], tuple[float, float]] | None = None,
+    processor: Callable[[], tuple[float, float]] = _processor_seconds,
 ) -> CostModel:
     """The cost model of `artifact` (the name as it was given, not what it links to) for a session just loaded."""
     return profile(artifact, session, config, progress, clock=clock, processor=processor).cost
@@ -77,7 +87,7 @@ def profile(
     progress: Callable[[str], None],
     fresh: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-    processor: Callable[[], tuple[float, float]] | None = None,
+    processor: Callable[[], tuple[float, float]] = _processor_seconds,
 ) -> Profile:
     """Reads the profile that fits this machine, or measures one and keeps it; `fresh` measures in any case.
 
@@ -89,7 +99,6 @@ def profile(
         return known
     m = session.manifest
     progress(f"measuring the steps of {m.name}, for {path}")
-    processor = processor or _processor_seconds
     before = processor()
     samples = survey(session, config.exact, m.even_tokens, config.rows, progress, clock, min(MEMORY, config.kv_memory))
     ran, waited = (after - then for after, then in zip(processor(), before, strict=True))
@@ -117,16 +126,6 @@ def fingerprint(session: Session, config: EngineConfig) -> dict[str, Any]:
         "form": m.form, "rows": config.rows, "exact": config.exact,
         "files": {name: m.files[name]["sha256"] for name in GRAPHS if name in m.files},
     }  # fmt: skip
-
-
-def _processor_seconds() -> tuple[float, float]:
-    """That all threads of this process have had a processor, and have waited for one; (0, 0) where nobody counts."""
-    ran = waited = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        with suppress(OSError):  # the thread has ended
-            counts = path.read_text().split()
-            ran, waited = ran + int(counts[0]), waited + int(counts[1])
-    return ran / 1e9, waited / 1e9
 
 
 def path_of(artifact: Path, identity: dict[str, Any]) -> Path:

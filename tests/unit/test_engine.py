@@ -1,14 +1,19 @@
 """The engine on a fake model: whatever arrives, leaves or fails, every answer is plain decoding's."""
 
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 
+from runtime import speculation
+from runtime.budget import Choice
 from runtime.engine import Engine
 from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sampling import draw
 from runtime.sequence import Output, Sequence
+from runtime.session import Batch, HostResult, Result
 from tests.fake import EOS, VOCAB, FakeSession, fake_cost, fake_manifest, fake_tokenizer, plain
 
 RATE = 0.03
@@ -276,3 +281,28 @@ def test_unseeded_answers_differ_and_seeded_ones_do_not() -> None:
     assert len({tuple(s.tokens) for s in same}) == 1
     free = engine.generate([[5]] * 3, SamplingParams(max_tokens=20, temperature=1.0, ignore_eos=True))
     assert len({tuple(s.tokens) for s in free}) == 3
+
+
+class CountingSession(FakeSession):
+    """Its text is 5, 6, 7, 5, 6, 7 and so on."""
+
+    def run(self, batch: Batch) -> Result:
+        super().run(batch)
+        following = np.array([5 + (seen[-1] - 4) % 3 for seen in self._seen])
+        return HostResult(following, np.eye(VOCAB, dtype=np.float32)[following] * 50)
+
+
+def test_without_heads_lookup_takes_no_budget_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing is known of heads that never run is no reason to decide anew. No time passes here."""
+    budgets, best = list[int](), speculation.best
+
+    def counted(*arguments: Any) -> Choice:
+        budgets.append(1)
+        return best(*arguments)
+
+    monkeypatch.setattr(speculation, "best", counted)
+    session = CountingSession(fake_manifest(medusa_heads=0, draft_top_k=0), rows=1)
+    engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost(), clock=lambda: 0.0)
+    [sequence] = engine.generate([[5, 6, 7] * 3], SamplingParams(max_tokens=100, ignore_eos=True))
+    assert sequence.tokens == [5 + i % 3 for i in range(100)] and sequence.accepted > 50
+    assert sequence.steps >= 5 and len(budgets) <= 2

@@ -339,8 +339,7 @@ def test_processor_seconds_are_this_process_s() -> None:
     began, before = time.process_time(), _processor_seconds()
     while time.process_time() < began + 0.2:
         pass
-    ran, waited = (after - then for after, then in zip(_processor_seconds(), before, strict=True))
-    assert 0.15 < ran < 1.0 and waited >= 0.0
+    assert 0.15 < _processor_seconds()[0] - before[0] < 1.0
 
 
 def test_a_fresh_profile_replaces_what_was_kept(artifact: Path) -> None:
