@@ -80,22 +80,22 @@ class Asking:
     def remember(self, habits: list[Habit], asked: list[int], nodes: Nodes) -> None:
         """Each asked sequence's best chances by its heads."""
         row, chance = nodes.row[nodes.by_heads], nodes.chance[nodes.by_heads]
+        weight = RECENT if self._pace.budget_is_due else RECENT / 2  # before it is due, most drafts disappoint
         for i in asked:
             newest = np.zeros(REMEMBERED)
             own = chance[row == i][:REMEMBERED]
             newest[: len(own)] = own
             habits[i].remember(newest)
-            self._typical = self._typical + RECENT * (newest - self._typical)
+            self._typical = self._typical + weight * (newest - self._typical)
 
-    def chosen(self, rows: int, ran: int, nodes: Nodes, keep: np.ndarray, depth: np.ndarray, load: Load) -> None:
-        """Learns how many heads pay from a budget, bool `keep` [nodes], of nodes of `depth` [nodes]; `ran` heads ran.
+    def chosen(self, rows: int, ran: int, nodes: Nodes, keep: np.ndarray, depth: np.ndarray, rate: float) -> None:
+        """Learns how many heads pay from a budget, bool `keep` [nodes], of nodes of `depth` [nodes].
 
-        `rows` were asked of those of the planned step `load`.
+        `ran` heads ran for `rows` rows; `rate` is in tokens a second.
         """
         left, taken = nodes.chance[~keep], keep & nodes.by_heads
         surplus = nodes.chance[taken] - (float(left[0]) if len(left) else 0.0)
-        pace = self._pace
-        self._depths.observe(rows, ran, depth[taken], surplus, pace.prices(load).rate, pace.cost, pace.seconds)
+        self._depths.observe(rows, ran, depth[taken], surplus, rate, self._pace.cost, self._pace.seconds)
 
     def _outlook(self, habits: list[Habit], matched: Items[int]) -> Nodes:
         """What drafting can be expected to bring."""

@@ -44,13 +44,14 @@ class Prices:
 class Choice:
     """So many of the best nodes; the tokens and the seconds expected of the step, its prompts left out.
 
-    `host` of the seconds are outside the session.
+    `host` of the seconds are outside the session. The last node was worth taking from a chance of `last_price` on.
     """
 
     nodes: int
     tokens: float
     seconds: float
     host: float
+    last_price: float
 
 
 def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: int = 0, gained: float = 0.0) -> Choice:
@@ -74,7 +75,9 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
     seconds = seconds + cost.heads(ask, prices.share) + host
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
     chosen = int((gain - prices.rate * seconds if prices.rate else gain / seconds).argmax())
-    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), float(host[chosen]))
+    rate = prices.rate or float(gain[chosen] / seconds[chosen])
+    last_price = rate * float(seconds[chosen] - seconds[chosen - 1]) if chosen else 1.0
+    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), float(host[chosen]), last_price)
 
 
 def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:

@@ -27,7 +27,7 @@ from runtime.errors import ArtifactError, ConfigurationError, GorgonError, Queue
 from runtime.grammar import Grammars
 from runtime.manifest import Manifest
 from runtime.pace import Pace
-from runtime.params import MAX_NODES, EngineConfig, SamplingParams
+from runtime.params import CHUNKS, MAX_NODES, EngineConfig, SamplingParams
 from runtime.profile import load_or_measure
 from runtime.requests import Requests
 from runtime.scheduler import Copy, Plan, Scheduler
@@ -58,14 +58,16 @@ class Engine:
             raise ConfigurationError(
                 f"context is {config.context}: {manifest.name} was exported for {manifest.context}"
             )
-        self.config = replace(config, context=config.context or manifest.context)
+        self.config = replace(
+            config, context=config.context or manifest.context, chunk=config.chunk or CHUNKS[manifest.form]
+        )
         self.manifest = manifest
         self.tokenizer = tokenizer
         self._requests = Requests(manifest, self.config, tokenizer)
         self.session = session
         held = partial(kv_bytes, manifest=manifest) if config.prefix_reuse else None
         self._scheduler = Scheduler(config.rows, config.kv_memory, held)
-        self._packer = Packer(config.exact, manifest.even_tokens, max(config.chunk, MAX_NODES) + 1)
+        self._packer = Packer(config.exact, manifest.even_tokens, max(self.config.chunk, MAX_NODES) + 1)
         self._decisions = Decisions()
         self._pace = Pace(cost, self._decisions)
         self._speculator = Speculator(
@@ -169,8 +171,9 @@ class Engine:
                 while self._full:
                     self.step()
                 sequences.append(self.add(prompt, params))
-            while any(sequence.finish_reason is None for sequence in sequences):
-                self.step()
+            for sequence in sequences:
+                while sequence.finish_reason is None:
+                    self.step()
         except BaseException:
             for sequence in sequences:
                 self.abort(sequence)

@@ -8,7 +8,7 @@ import numpy as np
 from runtime.lookup import Lookup
 
 REMEMBERED = 24  # of a draft's values
-RECENT = 0.3  # weight of the newest draft among those remembered
+RECENT = 0.2, 0.4  # weight of the newest draft among those remembered, and while its trust is falling
 PATIENCE = (32, 256)  # steps without heads before they are tried again: at first, and at most
 TRUST = (0.05, 1.5)  # what one sequence may be surer or less sure than its drafts say
 TRUST_PRIOR, TRUST_MEMORY = 8.0, 60.0  # in expected successes
@@ -52,13 +52,14 @@ class Habit:
         return not self.fixed and self.expected < TRUST_PRIOR
 
     @property
-    def unknown(self) -> bool:
-        """Whether its heads propose for the first time, or it is young and half of what was claimed is not true."""
-        return (self.heads and self.values is None) or (self.young and self.right < self.expected / 2)
+    def poor(self) -> bool:
+        """Whether less than half of what its drafts claimed came true."""
+        return self.right < self.expected / 2
 
     def remember(self, values: np.ndarray) -> None:
         """The chances [REMEMBERED] of its newest draft's best nodes, best first."""
-        self.values = values if self.values is None else self.values + RECENT * (values - self.values)
+        weight = RECENT[self.young and self.poor]
+        self.values = values if self.values is None else self.values + weight * (values - self.values)
 
     def decide(self, pays: bool, steps: int, may_try: bool, overdue: bool = False) -> None:
         """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long.

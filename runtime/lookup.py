@@ -1,6 +1,6 @@
 """Prompt lookup: a sequence's last tokens, found earlier in its own prompt or answer, and how they went on there."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 LONGEST = 8  # tokens of a match that are counted
 
@@ -8,12 +8,16 @@ LONGEST = 8  # tokens of a match that are counted
 class Lookup:
     """One sequence's tokens, indexed by the last two and the last three; a push is a few hash-table operations."""
 
-    def __init__(self, tokens: Iterable[int]) -> None:
-        self._tokens: list[int] = []
-        self._last: dict[tuple[int, ...], int] = {}  # where these two or three tokens ended last
+    def __init__(self, tokens: Sequence[int]) -> None:
+        before = self._tokens = list(tokens[:-1])
+        pairs = zip(before, before[1:], strict=False)
+        # where these two or three tokens ended last
+        self._last: dict[tuple[int, ...], int] = dict(zip(pairs, range(1, len(before)), strict=False))
+        triples = zip(before, before[1:], before[2:], strict=False)
+        self._last.update(zip(triples, range(2, len(before)), strict=False))
         self._found: int | None = None  # where the newest tokens ended before
-        for token in tokens:
-            self.push(token)
+        for newest in tokens[-1:]:
+            self.push(newest)
 
     def push(self, token: int) -> None:
         tokens, last = self._tokens, self._last

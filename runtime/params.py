@@ -11,6 +11,7 @@ PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 MAX_NODES = 64  # the largest tree, its root included; the cache keeps this much room past the context
 MAX_STOPS = 16
 MAX_CHUNK = 1024
+CHUNKS = {"ragged": 256, "padded": 64}  # unless configured; docs/decisions/0009-the-step.md
 MAX_LOGPROBS = 20
 MAX_PRIORITY = 1000
 OPERATORS = ("auto", "native", "stock")
@@ -162,7 +163,7 @@ class EngineConfig:
     rows: int = 8  # sequences that run at the same time
     context: int = 0  # tokens of prompt and answer together
     kv_memory: int = 4 << 30  # what keys and values may take
-    chunk: int = 64  # prompt tokens a step, at most
+    chunk: int = 0  # prompt tokens a step, at most; 0: CHUNKS of the graph's form
     queue: int = 1024  # requests that may wait
     threads: int = 0  # of ONNX Runtime
     prefill_slowdown: float = 2.0  # how many times its usual step a sequence may wait beside others' prompts
@@ -174,11 +175,13 @@ class EngineConfig:
     provider: str = "auto"  # what runs the graphs: one of PROVIDERS
 
     def __post_init__(self) -> None:
-        low = {"rows": 1, "context": 0, "kv_memory": 1, "chunk": 2, "queue": 0, "threads": 0}
+        low = {"rows": 1, "context": 0, "kv_memory": 1, "chunk": 0, "queue": 0, "threads": 0}
         if isinstance(self.chunk, int) and self.chunk > MAX_CHUNK:
             raise ConfigurationError(
                 f"chunk is {self.chunk}: it has to be at most {MAX_CHUNK}, rows see each other squared"
             )
+        if self.chunk == 1 and not isinstance(self.chunk, bool):
+            raise ConfigurationError("chunk is 1: it has to be 0, for the graph form's own, or at least 2")
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name == "prefill_slowdown":

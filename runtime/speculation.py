@@ -8,14 +8,15 @@ Dimension words: [rows] sequences that may draft, [nodes] candidates, best first
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 import numpy as np
 
 from runtime.acceptance import FORCED, Acceptance
 from runtime.asking import Asking
-from runtime.budget import Nodes, best, with_trees
+from runtime.budget import Nodes, Prices, best, with_trees
 from runtime.forest import LOOKUP, NEVER, Candidates, Forest
 from runtime.grammar import Matcher
 from runtime.load import Load
@@ -28,11 +29,22 @@ from runtime.stats import Decisions
 from runtime.tree import DEPTH_COST, Tree, Universe, lone
 
 NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
-LEARN_EVERY = 3  # steps, one of whose trees is learnt from once a sequence is known
-LEAST_VALUE = math.log(0.01)  # of a node's chance to be accepted; nodes below it are left out of what pays
+LEARN_EVERY = 3  # steps, one of whose trees is learnt from once most sequences are known
+OUTDATED = 0.1  # seconds in the session after which a budget says nothing of steps like its own
+LEAST_CHANCE = 0.01  # of a node to be accepted; nodes below it are left out of what pays
+LEAST_VALUE = math.log(LEAST_CHANCE)
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
 
 Heads = Callable[[list[int], int], Draft]  # rows, and how many heads run, to what these propose for them
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What steps take, until there is another one, that are like the step for which it was made."""
+
+    least: float  # value of a node
+    most: int  # nodes of a row that is alone, its root included: one more could cost much more
+    outdated: float  # seconds in the session by then
 
 
 class Speculator:
@@ -52,8 +64,8 @@ class Speculator:
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
         self._forest: Forest | None = None
-        # of the last budget: rows, rows that may draft and those asked; the value from which on nodes were taken
-        self._least_value: tuple[tuple[int, int, int], float] = ((0, 0, 0), 0.0)
+        # the last ones, by rows, rows that may draft, those asked, and whether most drafts disappoint
+        self._budgets: dict[tuple[int, int, int, bool], Budget] = {}
 
     @property
     def drafted(self) -> bool:
@@ -85,7 +97,7 @@ class Speculator:
         self._decisions.count(len(rows), len(rows) if forest is None else len(forest.places))
         habits = [plan.sequences[row].habit for row in rows]
         self._steps += 1
-        if self._steps % LEARN_EVERY and not any(habit.young for habit in habits):
+        if self._steps % LEARN_EVERY and not _most(h.young and (h.poor or not h.expected) for h in habits):
             return
         if forest is None:
             self._decisions.compare(len(rows), len(rows), len(rows))
@@ -134,20 +146,21 @@ class Speculator:
                     prune(candidates, i, self._universe, draft.tokens[k], most[i], least, matcher.valid)
         if all(fixed):
             return candidates.build(candidates.best(most, NEVER))
-        kind = len(plan.sequences), len(habits), len(asked)
-        unknown = any(habit.tried for habit in habits) or 2 * sum(habit.unknown for habit in habits) > len(habits)
-        known = kind == self._least_value[0] and not any(plan.prefill) and not unknown
-        if known and not self._pace.budget_is_due:
-            return candidates.build(candidates.best(most, _least(fixed, self._least_value[1])))
+        kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
+        last = self._budgets.get(kind)
+        early = any(h.tried for h in habits) or _most(h.young and h.poor for h in habits)
+        if last and self._pace.seconds < last.outdated and not early and not self._pace.budget_is_due:
+            most = [min(most[0], last.most)] if len(most) == 1 else most
+            return candidates.build(candidates.best(most, _least(fixed, last.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
         self._asking.remember(habits, asked, nodes)
         load = _load(plan)
-        keep, least = self._budget(np.array(fixed), nodes, _lengths(sequences), load, len(asked))
-        self._least_value = kind, least
+        prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
+        keep, self._budgets[kind] = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
         if asked and not any(fixed):
             depth = self._universe.depth.take(slot, mode="clip")  # of a continuation nothing is asked
-            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, load)
+            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, prices.rate)
         return candidates.build(candidates.places(row[keep], slot[keep]))
 
     def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
@@ -173,26 +186,30 @@ class Speculator:
         return draft
 
     def _budget(
-        self, fixed: np.ndarray, nodes: Nodes, lengths: np.ndarray, load: Load, asked: int
-    ) -> tuple[np.ndarray, float]:
-        """Which of the candidates are drafted, bool [nodes]: of `fixed` rows [rows] all, of the others the best.
-
-        And the value that parts those drafted from those not.
-        """
+        self, fixed: np.ndarray, nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: int
+    ) -> tuple[np.ndarray, Budget]:
+        """Which of the candidates are drafted, bool [nodes]: of `fixed` rows [rows] all, of the others the best."""
         keep: np.ndarray = fixed[nodes.row]
         if keep.any():
             load = with_trees(load, nodes.row[keep], lengths)
         free = np.flatnonzero(~keep)
         gained = float(nodes.chance[keep].sum())
         others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run
-        prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
         choice = best(others, lengths, load, prices, asked, gained)
         keep[free[: choice.nodes]] = True
-        last = float(others.chance[choice.nodes - 1]) if choice.nodes else 1.0
-        next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
-        least = max(math.log((last + next_one) / 2), LEAST_VALUE) if choice.nodes else NO_NODE
         self._pace.expect(load.decoding, choice.tokens, choice.seconds, choice.host)
-        return keep, least
+        least = NO_NODE
+        if choice.nodes:
+            last = float(others.chance[choice.nodes - 1])
+            next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
+            price = choice.last_price if len(lengths) == 1 else (last + next_one) / 2
+            least = math.log(max(price, LEAST_CHANCE))
+        return keep, Budget(least, choice.nodes + 1, self._pace.seconds + OUTDATED)
+
+
+def _most(are: Iterable[bool]) -> bool:
+    """Whether more of them are than are not."""
+    return sum(1 if one else -1 for one in are) > 0
 
 
 def _least(fixed: list[bool], value: float) -> np.ndarray | float:

@@ -153,7 +153,7 @@ ENGINE = (
     Option("rows", whole, "sequences that run at the same time", "NUMBER"),
     Option("context", whole, "tokens of prompt and answer together, 0: the model's own", "TOKENS"),
     Option("kv_memory", size, "what keys and values may take, as 512M or 4G", "SIZE"),
-    Option("chunk", whole, "prompt tokens a step, at most", "TOKENS"),
+    Option("chunk", whole, "prompt tokens a step, at most; 0: as many as suit the graph form", "TOKENS"),
     Option("prefill_slowdown", number, "how many times its usual step a sequence may wait beside others' prompts",
            "TIMES"),
     Option("lookup", truth, "draft what followed the newest tokens where they stood before"),

@@ -43,6 +43,7 @@ def test_it_agrees_with_a_search(seed: int) -> None:
         ]
         place = next((p for p in places if p is not None), None)
         matched, found = lookup.continuation(5)
+        assert Lookup(tokens).continuation(5) == (matched, found), "as a prompt they are the same tokens"
         if place is None:
             assert (matched, found) == (0, [])
             continue
