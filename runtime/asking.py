@@ -20,7 +20,8 @@ from runtime.pace import BUDGET_AFTER, RECENT, Pace
 from runtime.tree import Universe
 
 DECIDE_EVERY = 8  # steps between decisions on the heads, while as many rows may draft
-OVERDUE = 0.003  # of the time in the session, below which they are tried however short the sequences are
+OVERDUE = 0.02, 0.003  # of the time in the session, below which they are tried however short the sequences are
+SEEN = 16  # sequences' drafts until that is the latter: before, little is known of what is typical
 TRIALS = 0.02  # of it that trials of the heads may take while they pay for nobody
 
 
@@ -33,6 +34,7 @@ class Asking:
         self._decided = 0, 0.0  # by then: rows, seconds in the session
         self._pays = True  # for anyone, by that decision
         self._tried = 0.0  # seconds in the session when the heads last ran
+        self._seen = 0  # sequences' drafts that were remembered
         # chances of a draft that nobody has seen: what the heads' accuracies say, later what others' drafts said
         self._typical = np.zeros(REMEMBERED)
         a_priori = np.sort(universe.chance[1:])[::-1][:REMEMBERED]
@@ -63,7 +65,7 @@ class Asking:
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), now)
         runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
         share = float(self._pace.cost.heads(len(habits))) / max(now - self._tried, 1e-9)
-        may_try, overdue = bool(runs) or share <= TRIALS, not runs and share <= OVERDUE
+        may_try, overdue = bool(runs) or share <= TRIALS, not runs and share <= OVERDUE[self._seen >= SEEN]
         for i, habit in enumerate(habits):
             habit.decide(habit.fixed or i in drafts, steps, may_try, overdue)
 
@@ -77,15 +79,19 @@ class Asking:
             return levels
         return max(levels, self._depths.choose(len(habits), self._pace.seconds))
 
-    def remember(self, habits: list[Habit], asked: list[int], nodes: Nodes) -> None:
-        """Each asked sequence's best chances by its heads."""
+    def remember(self, habits: list[Habit], asked: list[int], nodes: Nodes, hurried: bool) -> None:
+        """Each asked sequence's best chances by its heads.
+
+        What is `hurried` is looked at because it disappoints, and says less of what is typical.
+        """
         row, chance = nodes.row[nodes.by_heads], nodes.chance[nodes.by_heads]
-        weight = RECENT if self._pace.budget_is_due else RECENT / 2  # before it is due, most drafts disappoint
+        weight = RECENT / 2 if hurried else RECENT
         for i in asked:
             newest = np.zeros(REMEMBERED)
             own = chance[row == i][:REMEMBERED]
             newest[: len(own)] = own
             habits[i].remember(newest)
+            self._seen += 1
             self._typical = self._typical + weight * (newest - self._typical)
 
     def chosen(self, rows: int, ran: int, nodes: Nodes, keep: np.ndarray, depth: np.ndarray, rate: float) -> None:

@@ -54,10 +54,12 @@ class Choice:
     last_price: float
 
 
-def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: int = 0, gained: float = 0.0) -> Choice:
+def best(
+    nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: int | None = None, gained: float = 0.0
+) -> Choice:
     """How many of the nodes to draft, beside what `load` holds, which gains `gained` tokens.
 
-    `lengths` [rows] are committed. The heads have run for `asked` rows, and run for those of which a choice takes nodes
+    `lengths` [rows] are committed. The heads have run for `asked` rows, or run for those of which a choice takes nodes
     `by_heads`.
     """
     row, cost = nodes.row, prices.cost
@@ -70,7 +72,7 @@ def best(nodes: Nodes, lengths: np.ndarray, load: Load, prices: Prices, asked: i
         alone = load.without_prompts()
         decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
-    ask = _from(asked, _firsts(row, nodes.by_heads).cumsum())
+    ask = _from(0, _firsts(row, nodes.by_heads).cumsum()) if asked is None else np.full(len(tokens), asked)
     host = np.where(ask > 0, prices.drafting, prices.plain)
     seconds = seconds + cost.heads(ask, prices.share) + host
     gain = _from(load.decoding + gained, nodes.chance.cumsum())

@@ -148,13 +148,14 @@ class Speculator:
             return candidates.build(candidates.best(most, NEVER))
         kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
         last = self._budgets.get(kind)
-        early = any(h.tried for h in habits) or _most(h.young and h.poor for h in habits)
-        if last and self._pace.seconds < last.outdated and not early and not self._pace.budget_is_due:
+        disappoint = _most(h.young and h.poor for h in habits)
+        due = self._pace.budget_is_due or disappoint or any(h.tried for h in habits)
+        if last and self._pace.seconds < last.outdated and not due:
             most = [min(most[0], last.most)] if len(most) == 1 else most
             return candidates.build(candidates.best(most, _least(fixed, last.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
-        self._asking.remember(habits, asked, nodes)
+        self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due)
         load = _load(plan)
         prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
         keep, self._budgets[kind] = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
@@ -190,11 +191,11 @@ class Speculator:
     ) -> tuple[np.ndarray, Budget]:
         """Which of the candidates are drafted, bool [nodes]: of `fixed` rows [rows] all, of the others the best."""
         keep: np.ndarray = fixed[nodes.row]
+        free, others, gained = np.arange(len(keep)), nodes, 0.0
         if keep.any():
-            load = with_trees(load, nodes.row[keep], lengths)
-        free = np.flatnonzero(~keep)
-        gained = float(nodes.chance[keep].sum())
-        others = Nodes(nodes.row[free], nodes.chance[free], np.zeros(len(free), bool))  # the heads have run
+            load, gained = with_trees(load, nodes.row[keep], lengths), float(nodes.chance[keep].sum())
+            free = np.flatnonzero(~keep)
+            others = Nodes(nodes.row[free], nodes.chance[free], nodes.by_heads[free])
         choice = best(others, lengths, load, prices, asked, gained)
         keep[free[: choice.nodes]] = True
         self._pace.expect(load.decoding, choice.tokens, choice.seconds, choice.host)
