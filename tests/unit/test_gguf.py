@@ -200,7 +200,7 @@ def test_what_is_rounded_again_is_said(tmp_path: Path, kind: Kind, precision: st
 
 @pytest.mark.parametrize(
     ("precision", "overrides", "others"),
-    [*((precision, WIDE, {HEAD: Kind.Q6_K}) for precision in ("int8", "int4", "int8-block32")),
+    [*((precision, WIDE, {HEAD: Kind.Q6_K}) for precision in ("int4", "int8-block32")),
      ("int4", WIDE, {}), ("int4", WIDE | TIED, {TABLE: Kind.Q8_0})],
 )  # fmt: skip
 def test_mixed_types_as_llama_cpp_writes_them(
