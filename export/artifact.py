@@ -21,6 +21,7 @@ from export.numerics import numerics
 from export.progress import Countdown, Say, unheard
 from export.selftest import Report
 from export.tokenizer import FILE as TOKENIZER
+from export.tokenizer import shortfall
 from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import FORMS, SCHEMA, Manifest, capacity_of, sha256
 
@@ -67,7 +68,8 @@ def export(source: Source, out: Path, say: Say = unheard, note: Say = unheard) -
         source.chat_template, model.tokenizer.chat_template, model.names, tokenizer, source.checkpoint
     )
     note(f"chat template: {template.rule}")
-    if (remark := losses.remark(checkpoint.dtypes, source.form, source.precision)) is not None:
+    remarks = shortfall(tokenizer, config), losses.remark(checkpoint.dtypes, source.form, source.precision)
+    for remark in filter(None, remarks):
         note(remark)
     heads = _heads(source, model, note)
     count = 0 if heads is None else heads.count
