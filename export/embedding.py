@@ -1,6 +1,6 @@
 """The table of token embeddings: rows are gathered from it, never multiplied.
 
-Blocks stay blocks (ONNX Runtime's GatherBlockQuantized), a quarter of the size or less of the float32 that would hold
+Blocks stay blocks (ONNX Runtime's GatherBlockQuantized), a third of the size or less of the float32 that would hold
 them.
 """
 
