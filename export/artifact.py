@@ -17,10 +17,11 @@ from export.heads import MedusaHeads, known_accuracy, misstated
 from export.linear import INT4_BLOCK
 from export.model import Model, open_model
 from export.moves import build_moves
-from export.numerics import NUMERICS
+from export.numerics import numerics
 from export.progress import Countdown, Say, unheard
 from export.selftest import Report
 from export.tokenizer import FILE as TOKENIZER
+from export.tokenizer import shortfall
 from runtime.errors import ArtifactError, ConfigurationError
 from runtime.manifest import FORMS, SCHEMA, Manifest, capacity_of, sha256
 
@@ -67,16 +68,18 @@ def export(source: Source, out: Path, say: Say = unheard, note: Say = unheard) -
         source.chat_template, model.tokenizer.chat_template, model.names, tokenizer, source.checkpoint
     )
     note(f"chat template: {template.rule}")
-    if (remark := losses.remark(checkpoint.dtypes, source.form, source.precision)) is not None:
+    remarks = shortfall(tokenizer, config), losses.remark(checkpoint.dtypes, source.form, source.precision)
+    for remark in filter(None, remarks):
         note(remark)
     heads = _heads(source, model, note)
     count = 0 if heads is None else heads.count
+    how = numerics(source.form, source.precision, checkpoint.dtypes)
     passes = 2 if source.self_test else 1  # each part is made, and then computed again to compare
     progress = Countdown(say, passes * (config.layers + 1 + count))
     with replacing(out) as directory:
-        build_decoder(config, checkpoint.tensor, source.form, source.precision, directory, progress)
+        build_decoder(config, checkpoint.tensor, source.form, how, directory, progress)
         if source.form == "padded":
-            build_moves(config, NUMERICS["padded"][source.precision].values, directory)
+            build_moves(config, how.values, directory)
         top_k = min(DRAFT_TOP_K, config.vocab)
         if heads is not None:
             vocabulary = lambda: checkpoint.tensor(LM_HEAD)  # noqa: E731

@@ -13,9 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from export.config import ModelConfig, inverse_frequencies
+from export.embedding import embed
 from export.emitter import FLOAT, INT64, MICROSOFT, OPSET, Emitter
 from export.linear import linear
-from export.numerics import NUMERICS, Numerics
+from export.numerics import Numerics
 from export.padded import PaddedAttention
 from export.progress import Say
 from export.ragged import RaggedAttention
@@ -39,10 +40,9 @@ class Attention(Protocol):
 
 
 def build_decoder(
-    config: ModelConfig, tensor: Tensor, form: str, precision: str, directory: Path, progress: Say
+    config: ModelConfig, tensor: Tensor, form: str, numerics: Numerics, directory: Path, progress: Say
 ) -> None:
     """Writes decoder.onnx and decoder.onnx.data, holding no more than one layer's projection in memory."""
-    numerics = NUMERICS[form][precision]
     with Emitter(directory / "decoder.onnx", OPSETS[form]) as emitter:
         if form == "ragged":
             _Decoder(
@@ -103,11 +103,8 @@ class _Decoder:
         return self.emitter.weight(name, array.astype(self.emitter.dtype(self.numerics.values)))
 
     def _embed(self) -> str:
-        """Gathered, never multiplied; beside quantized weights the table is kept in half the size."""
-        table = self.tensor("model.embed_tokens.weight").astype(self.numerics.embedding, copy=False)
-        rows = self.emitter.node("Gather", self.emitter.weight("embed_tokens", table), "tokens", axis=0)
-        kept = self.emitter.dtype(self.numerics.values)
-        return rows if table.dtype == kept else self.emitter.node("Cast", rows, to=self.numerics.values)
+        table, numerics = self.tensor("model.embed_tokens.weight"), self.numerics
+        return embed(self.emitter, "tokens", table, numerics.embedding, numerics.values)
 
     def _norm(self, x: str, added: str | None, name: str) -> tuple[str, str]:
         """RMS norm of x (+ added); returns the normed value and the sum."""

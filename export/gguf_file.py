@@ -1,4 +1,4 @@
-"""GGUF files, mapped into memory: metadata by name, and tensors by their Hugging Face names, dequantized one by one.
+"""GGUF files: metadata by name, and tensors by their Hugging Face names, read and dequantized one by one.
 
 The container and its types are read by llama.cpp's own package, `gguf`. llama.cpp's rotary form pairs neighbours where
 Hugging Face's pairs halves of a head, so its files hold the rows of q_proj and k_proj in another order.
@@ -142,16 +142,20 @@ def _other_parts(metadata: Fields) -> list[Path]:
 def _tensors(reader: Any, path: Path) -> dict[str, Stored]:
     return {
         tensor.name: Stored(
-            path, tensor.tensor_type.name, tuple(reversed(tensor.shape.tolist())), partial(_values, tensor)
+            path,
+            tensor.tensor_type.name,
+            tuple(reversed(tensor.shape.tolist())),
+            partial(_values, path, tensor.tensor_type, int(tensor.data_offset), tensor.data.dtype, tensor.data.shape),
         )
         for tensor in reader.tensors
     }
 
 
-def _values(tensor: Any) -> np.ndarray:
+def _values(path: Path, kind: Any, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Mapped for this one tensor: what was read of a file counts as memory for as long as it stays mapped."""
     from gguf.quants import dequantize
 
-    values: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
+    values: np.ndarray = dequantize(np.memmap(path, dtype, "r", offset, shape), kind)
     return values
 
 

@@ -78,10 +78,7 @@ def _int4_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable
 def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: str, result: str) -> str:
     if (whole := WHOLE.get(precision)) is not None:
         return emitter.node("MatMul", x, emitter.weight(name, weight.T.astype(whole)), name=result)
-    if precision == "int8-block32":
-        (packed, scale), bits, block = quantize.int8_blocks(weight, INT8_BLOCK), 8, INT8_BLOCK
-    else:
-        (packed, scale), bits, block = quantize.int4(weight, INT4_BLOCK), 4, INT4_BLOCK
+    packed, scale, bits, block = in_blocks(weight, precision)
     scales = emitter.weight(f"{name}.scale", scale.astype(values_of(precision)))
     inputs = x, emitter.weight(name, packed), scales
     sizes = {"K": weight.shape[1], "N": weight.shape[0], "block_size": block}
@@ -90,6 +87,13 @@ def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: s
     # CUDA multiplies the values as they are
     accuracy = {} if precision == "int4-fp16" else {"accuracy_level": ACCURACY}
     return emitter.node("MatMulNBits", *inputs, name=result, domain=MICROSOFT, bits=bits, **sizes, **accuracy)
+
+
+def in_blocks(weight: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Packed levels uint8 [out, blocks, bytes], scales float32 [out, blocks], and a block's bits and length."""
+    if precision == "int8-block32":
+        return *quantize.int8_blocks(weight, INT8_BLOCK), 8, INT8_BLOCK
+    return *quantize.int4(weight, INT4_BLOCK), 4, INT4_BLOCK
 
 
 def _matmul_int4() -> onnx.FunctionProto:

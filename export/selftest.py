@@ -13,9 +13,10 @@ import numpy as np
 import onnxruntime as ort
 
 from export import stages
-from export.arithmetic import ARITHMETIC
+from export.arithmetic import arithmetic
 from export.checkpoint import Checkpoint
 from export.heads import MedusaHeads
+from export.numerics import numerics
 from export.progress import Say, unheard
 from export.reference import Reference, chain_and_tree, log_softmax
 from runtime import graphs, machine
@@ -79,8 +80,8 @@ def run(directory: Path, checkpoint: Checkpoint, heads: MedusaHeads | None, prog
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         operators = f" (with {'native' if found else 'stock'} operators)" if manifest.form == "ragged" else ""
         raise SelfTestError(f"{directory.name} does not run: {error}{operators}") from error
-    arithmetic = ARITHMETIC[manifest.form][manifest.precision]
-    reference = Reference(checkpoint.config, checkpoint.tensor, arithmetic, progress)
+    rounding = arithmetic(numerics(manifest.form, manifest.precision, checkpoint.dtypes))
+    reference = Reference(checkpoint.config, checkpoint.tensor, rounding, progress)
     spans = [chain_and_tree(prompt, tree.tokens, tree.parents) for prompt, tree in zip(prompts, trees, strict=True)]
     every = [replace(span, ordered=ordered) for ordered in (False, True)[: len(found)] for span in spans]
     hidden = reference.hidden_states(every)  # for all kinds of operators in one pass over the weights

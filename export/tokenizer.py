@@ -51,6 +51,14 @@ class TokenizerFiles:
         return cls(_without_limits(text), _chat_template(directory, settings), special)
 
 
+def shortfall(tokenizer: Tokenizer, config: ModelConfig) -> str | None:
+    """What to tell people of a tokenizer that is smaller than the model: padded up, or another model's."""
+    known = tokenizer.get_vocab_size(with_added_tokens=True)
+    if known == config.vocab:
+        return None
+    return f"the tokenizer has {known} tokens, the model {config.vocab}: right only if the others were never trained"
+
+
 def needs_sentencepiece(directory: Path) -> bool:
     """Whether the directory's tokenizer has to be converted."""
     return (directory / SENTENCEPIECE).is_file() and not (directory / FILE).is_file()

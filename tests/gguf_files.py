@@ -53,8 +53,13 @@ def random_blocks(kind: Kind, shape: tuple[int, ...], random: np.random.Generato
 class Gguf:
     """One file in the making: metadata and tensors may be changed before it is written."""
 
-    def __init__(self, overrides: Mapping[str, Any] = {}, kind: Kind = Kind.F32, output: Kind | None = None) -> None:
-        """A random tiny Llama, every matrix of `kind`, lm_head of `output` if that is another."""
+    def __init__(
+        self, overrides: Mapping[str, Any] = {}, kind: Kind = Kind.F32, others: Mapping[str, Kind] = {}
+    ) -> None:
+        """A random tiny Llama, every matrix of `kind` but those that `others` has by their Hugging Face names.
+
+        Where `tie_word_embeddings` is set there is no output.weight.
+        """
         self.config = CONFIG | {"vocab_size": 320} | dict(overrides)
         random = np.random.default_rng(7)
         heads = {"q_proj": self.config["num_attention_heads"], "k_proj": self.config["num_key_value_heads"]}
@@ -62,7 +67,7 @@ class Gguf:
         self.values: dict[str, np.ndarray] = {}  # what they stand for, by their Hugging Face names
         for name, values in random_tensors(self.config, 0).items():
             count = next((count for part, count in heads.items() if f".{part}." in name), None)
-            own = Kind.F32 if values.ndim == 1 else output if output and name == "lm_head.weight" else kind
+            own = Kind.F32 if values.ndim == 1 else others.get(name, kind)
             if own in (Kind.F32, Kind.F16, Kind.BF16):
                 rows = values if count is None else permuted(values, count)
                 stored = quantize(rows, own)

@@ -1,6 +1,7 @@
 """vicuna-7b at its true size, random weights: exported, loaded, served and refused; writes docs/size.md.
 
-Takes 30 GB of disk under .size/, where the checkpoint stays for the next run.
+Takes 30 GB of disk under .size/, where the checkpoint stays for the next run. The limits of time are for two cores
+that have nothing else to do.
 """
 
 import json
@@ -28,7 +29,9 @@ from tests.size.conftest import FOLDER
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 DOCUMENT = Path("docs/size.md")
-MEMORY = 6e9  # bytes that an export may keep resident
+LIMITS = {  # what a model of this size may take at most
+    "minutes of export": 10.0, "GB of memory of the export": 6.0, "seconds from start to first answer": 60.0,
+}  # fmt: skip
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it goes on to tell why: " * 4
 TOKENS = 12
 ROUNDS = 4  # of the settings whose steps are timed
@@ -79,7 +82,6 @@ def test_from_checkpoint_to_answers(checkpoint: Path, document: dict[str, dict[s
         "largest memory of the export": f"{memory / 1e9:.1f} GB",
         "artifact": f"{size / 1e9:.1f} GB",
     }
-    assert memory <= MEMORY
 
     _refused(artifact)
     config = EngineConfig(rows=4, kv_memory=TWO_REQUESTS)
@@ -88,7 +90,8 @@ def test_from_checkpoint_to_answers(checkpoint: Path, document: dict[str, dict[s
     began = time.monotonic()
     with StartedServer(artifact, config) as server, httpx.Client(base_url=server.url, timeout=600) as client:
         first = ask(client, max_tokens=1)
-        figures["start to first answer, files in memory"] = f"{time.monotonic() - began:.0f} s"
+        waited = time.monotonic() - began
+        figures["start to first answer, files in memory"] = f"{waited:.0f} s"
         plain = ask(client)
         assert first["usage"]["completion_tokens"] == 1 and plain["usage"]["completion_tokens"] == TOKENS
         for nodes in (2, 16, "auto"):
@@ -105,9 +108,17 @@ def test_from_checkpoint_to_answers(checkpoint: Path, document: dict[str, dict[s
             answers = list(pool.map(lambda _: ask(client), range(6)))
         assert [answer["text"] for answer in answers] == [plain["text"]] * 6
         figures["server's memory"] = f"{resident(server.pid) / 1e9:.1f} GB"
-    document[precision] = figures
     shutil.rmtree(artifact.resolve())
     artifact.unlink()
+    check_limits(seconds / 60, memory / 1e9, waited)  # last, when all figures are known
+    document[precision] = figures
+
+
+def check_limits(*taken: float) -> None:
+    """`taken` in the order of LIMITS."""
+    over = [f"{found:.1f} {what}, allowed {LIMITS[what]:g}" for what, found in zip(LIMITS, taken, strict=True)
+            if found > LIMITS[what]]  # fmt: skip
+    assert not over, "; ".join(over)
 
 
 def _refused(artifact: Path) -> None:

@@ -144,7 +144,7 @@ def test_what_is_asked_for_wins_then_the_checkpoints_own(tmp_path: Path) -> None
         export(Source(base, None, "fp32", chat_template=asked), out, lambda what: None, notes.append)
         assert Manifest.read(out).chat_template == right
     rules = ("the checkpoint's own", "chatml, as asked for", f"{file}, as asked for")
-    assert notes == [f"chat template: {rule}" for rule in rules]
+    assert [note for note in notes if "template" in note] == [f"chat template: {rule}" for rule in rules]
 
 
 def test_chatml_by_its_tokens_ends_at_the_end_of_a_turn(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_chatml_by_its_tokens_ends_at_the_end_of_a_turn(tmp_path: Path) -> None:
     tokenizer.save(str(base / "tokenizer.json"))
     notes: list[str] = []
     manifest, _ = export(Source(base, None, "fp32"), tmp_path / "tiny", lambda what: None, notes.append)
-    assert notes == ["chat template: chatml, since the tokenizer has <|im_start|> and <|im_end|>"]
+    assert notes[0] == "chat template: chatml, since the tokenizer has <|im_start|> and <|im_end|>"
     assert manifest.chat_template == text("chatml")
     assert manifest.eos == (2, tokenizer.token_to_id("<|im_end|>"))
 

@@ -1,14 +1,15 @@
 """GGUF files: the weights are those that llama.cpp's own package gives, the rest follows from the metadata."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from export.__main__ import main
@@ -42,11 +43,13 @@ def shape_of(kind: Kind) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", FLOATS + SMALL + LARGE, ids=lambda kind: kind.name)
 def test_values_are_those_of_llama_cpps_package(tmp_path: Path, kind: Kind) -> None:
+    """Nothing stays mapped: what was read of 7 GB would count as memory."""
     made = Gguf(shape_of(kind), kind)
     model = open_model(made.write(tmp_path / "tiny.gguf"))
     assert set(model.checkpoint.dtypes) == set(made.values)
     for name, values in made.values.items():
         np.testing.assert_array_equal(model.checkpoint.tensor(name), values)
+        assert "tiny.gguf" not in Path("/proc/self/maps").read_text()
     model.checkpoint.finish()
 
 
@@ -93,12 +96,27 @@ def test_rows_are_reordered_so_that_attention_is_the_same(tmp_path: Path) -> Non
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
 
 
+def embedding_of(node: onnx.NodeProto, weights: Sequence[onnx.TensorProto], vocab: int) -> np.ndarray:
+    """Every row of the table that `node` reads [vocab, hidden], as ONNX Runtime gives it."""
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, [vocab])
+    of_node = [weight for weight in weights if weight.name in node.input]
+    rows = helper.make_tensor_value_info(node.output[0], of_node[-1].data_type, None)  # that of scales, where they are
+    graph = helper.make_graph([node], "embedding", [tokens], [rows], of_node)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, ir_version=10, opset_imports=opsets)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    values: np.ndarray = session.run(None, {"tokens": np.arange(vocab)})[0]
+    return values
+
+
 def stored_weights(artifact: Path) -> dict[str, np.ndarray]:
-    """What the products of an artifact multiply by, [out, in], by name; and the embedding."""
+    """What the products of an artifact multiply by, [out, in], by name, but for int8's; and the embedding."""
     graph = onnx.load(artifact / "decoder.onnx").graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    found = {"embed_tokens": tensors["embed_tokens"]}
+    found = {}
     for node in graph.node:
+        if "embed_tokens" in node.input:
+            found["embed_tokens"] = embedding_of(node, graph.initializer, len(tensors["embed_tokens"]))
         if node.op_type in ("MatMulInt4", "MatMulNBits"):
             attribute = {a.name: a.i for a in node.attribute}
             assert attribute["block_size"] == 32
@@ -110,33 +128,52 @@ def stored_weights(artifact: Path) -> dict[str, np.ndarray]:
     return found
 
 
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+TIED = {"tie_word_embeddings": True}
+
+
 @pytest.mark.parametrize(
-    ("kind", "precision"),
-    [(Kind.Q4_0, "int4"), (Kind.Q4_0, "int8-block32"), (Kind.Q5_0, "int8-block32"), (Kind.Q8_0, "int8-block32"),
-     (Kind.Q6_K, "fp32"), (Kind.Q4_1, "fp32")],
-)  # fmt: skip
-def test_blocks_are_kept_to_the_bit(tmp_path: Path, kind: Kind, precision: str) -> None:
+    ("kind", "overrides", "others", "precision", "line"),
+    [
+        (Kind.Q4_0, {}, {}, "int4", "16 Q4_0 bit for bit"),
+        (Kind.Q4_0, TIED, {}, "int4", "15 Q4_0 bit for bit"),
+        (Kind.Q4_0, {}, {HEAD: Kind.Q8_0, TABLE: Kind.Q5_0}, "int4", "14 Q4_0 and 1 Q5_0 and 1 Q8_0 bit for bit"),
+        (Kind.Q4_0, WIDE, {HEAD: Kind.Q6_K}, "int4", "8 Q4_0 bit for bit, rounds 1 Q6_K again"),
+        (Kind.Q4_0, WIDE | TIED, {TABLE: Kind.Q6_K}, "int4", "7 Q4_0 bit for bit, rounds 1 Q6_K again"),
+        (Kind.Q4_0, {}, {HEAD: Kind.F16, TABLE: Kind.F16}, "int4", "14 Q4_0 bit for bit"),
+        (Kind.Q4_0, {}, {}, "int8-block32", "16 Q4_0 bit for bit"),
+        (Kind.Q5_0, {}, {}, "int8-block32", "16 Q5_0 bit for bit"),
+        (Kind.Q8_0, {}, {}, "int8-block32", "16 Q8_0 bit for bit"),
+        (Kind.Q8_0, TIED, {}, "int8-block32", "15 Q8_0 bit for bit"),
+        (Kind.Q8_0, {}, {TABLE: Kind.Q4_1}, "int8-block32", "1 Q4_1 and 15 Q8_0 bit for bit"),
+        (Kind.Q8_0, TIED, {TABLE: Kind.Q4_1}, "int8-block32", "14 Q8_0 bit for bit, rounds 1 Q4_1 again"),
+        (Kind.Q6_K, WIDE, {}, "fp32", "9 Q6_K bit for bit"),
+        (Kind.Q4_1, {}, {}, "fp32", "16 Q4_1 bit for bit"),
+    ],
+)
+def test_blocks_are_kept_to_the_bit(
+    tmp_path: Path, kind: Kind, overrides: dict[str, Any], others: dict[str, Kind], precision: str, line: str
+) -> None:
     """Every weight of the artifact, dequantized, is what gguf.quants says of the file's blocks."""
-    made = Gguf(shape_of(kind), kind)
+    made = Gguf(overrides, kind, others)
     notes: list[str] = []
     export(
         Source(made.write(tmp_path / "tiny.gguf"), None, precision, self_test=False), tmp_path / "tiny", silent,
         notes.append,
     )  # fmt: skip
+    assert notes[-1] == f"{precision} keeps the values of {line}"
     found = stored_weights(tmp_path / "tiny")
     for i in range(made.config["num_hidden_layers"]):
         for block, joined in PRODUCTS:
             parts = joined.replace("_proj_", "_proj ").split()
             want = np.concatenate([made.values[f"model.layers.{i}.{block}.{part}.weight"] for part in parts])
             np.testing.assert_array_equal(found[f"model.layers.{i}.{block}.{joined}"], want)
-    whole = precision != "int4"  # there the vocabulary product is int8 in channels, and the embedding float16
-    assert ("lm_head" in found) == whole
-    if whole:
-        np.testing.assert_array_equal(found["lm_head"], made.values["lm_head.weight"])
-        np.testing.assert_array_equal(found["embed_tokens"], made.values["model.embed_tokens.weight"])
-    matrices = 2 + 7 * made.config["num_hidden_layers"]
-    assert f"keeps the values of {matrices if whole else matrices - 2} {kind.name} bit for bit" in notes[-1]
-    assert ("rounds 2 Q4_0 again; --precision int8-block32 keeps more" in notes[-1]) == (not whole)
+    np.testing.assert_array_equal(found["embed_tokens"], made.values[TABLE])  # a tied one too, as far as it is a table
+    head = TABLE if HEAD not in made.values else HEAD
+    if others.get(head) in (Kind.Q6_K, Kind.F16):
+        assert "lm_head" not in found  # int8
+    elif "again" not in line:
+        np.testing.assert_array_equal(found["lm_head"], made.values[head])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +182,11 @@ def test_blocks_are_kept_to_the_bit(tmp_path: Path, kind: Kind, precision: str) 
         (Kind.F16, "int8", None),
         (Kind.Q4_0, "int8", "int8 rounds 16 Q4_0 again; --precision int4 keeps more"),
         (Kind.Q8_0, "int8", "int8 rounds 16 Q8_0 again; --precision int8-block32 keeps more"),
-        (Kind.Q4_1, "int4", "int4 rounds 16 Q4_1 again"),  # int8-block32 would keep the embedding alone
+        (Kind.Q4_1, "int4", "int4 keeps the values of 1 Q4_1 bit for bit, rounds 15 Q4_1 again"),
+        (
+            Kind.Q8_0, "int4",
+            "int4 keeps the values of 2 Q8_0 bit for bit, rounds 14 Q8_0 again; --precision int8-block32 keeps more",
+        ),
         (Kind.Q8_0, "fp32", "fp32 keeps the values of 16 Q8_0 bit for bit"),
     ],
 )  # fmt: skip
@@ -159,10 +200,16 @@ def test_what_is_rounded_again_is_said(tmp_path: Path, kind: Kind, precision: st
     assert notes == ["chat template: the checkpoint's own", *([line] if line else [])]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int8-block32"])
-def test_mixed_types_as_llama_cpp_writes_them(tmp_path: Path, precision: str) -> None:
-    """Q4_0 with an output of Q6_K, heads beside it; the export's self-test passes."""
-    made = Gguf(WIDE, Kind.Q4_0, Kind.Q6_K)
+@pytest.mark.parametrize(
+    ("precision", "overrides", "others"),
+    [*((precision, WIDE, {HEAD: Kind.Q6_K}) for precision in ("int4", "int8-block32")),
+     ("int4", WIDE, {}), ("int4", WIDE | TIED, {TABLE: Kind.Q8_0})],
+)  # fmt: skip
+def test_mixed_types_as_llama_cpp_writes_them(
+    tmp_path: Path, precision: str, overrides: dict[str, Any], others: dict[str, Kind]
+) -> None:
+    """Q4_0 with an output of Q6_K, or without, heads beside it; the export's self-test passes."""
+    made = Gguf(overrides, Kind.Q4_0, others)
     heads = medusa_heads(tmp_path / "heads", hidden=256, vocab=320)
     source = Source(made.write(tmp_path / "tiny.gguf"), heads, precision)
     manifest, _ = export(source, tmp_path / "tiny", silent)
@@ -189,10 +236,9 @@ def test_the_metadata_are_the_config(tmp_path: Path) -> None:
 
 
 def test_tied_embeddings(tmp_path: Path) -> None:
-    made = Gguf()
-    del made.tensors["output.weight"]
+    made = Gguf(TIED)
     model = opened(tmp_path, made)
-    assert model.config.tied
+    assert "output.weight" not in made.tensors and model.config.tied
     np.testing.assert_array_equal(model.checkpoint.tensor("lm_head.weight"), made.values["model.embed_tokens.weight"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from export.config import ModelConfig
-from export.tokenizer import TokenizerFiles
+from export.tokenizer import TokenizerFiles, shortfall
 from runtime.errors import CheckpointError
 from tests.checkpoints import CHAT_TEMPLATE, tiny_llama
 
@@ -36,6 +37,13 @@ def test_special_tokens_follow_from_the_config_where_no_file_names_them(tmp_path
     assert read(tmp_path).special == {"bos_token": "<s>", "eos_token": "</s>"}
     assert read(tmp_path).chat_template is None
     assert read(settings(tiny_llama(tmp_path, bos_token_id=None), eos_token="</s>")).special == {"eos_token": "</s>"}
+
+
+def test_a_tokenizer_that_is_smaller_than_the_model_is_said(tmp_path: Path) -> None:
+    config = ModelConfig.read(tiny_llama(tmp_path))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert (shortfall(tokenizer, config) or "").startswith("the tokenizer has 259 tokens, the model 300:")
+    assert shortfall(tokenizer, replace(config, vocab=259)) is None
 
 
 def test_chat_templates(tmp_path: Path) -> None:
