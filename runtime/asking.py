@@ -16,13 +16,14 @@ from runtime.depths import Depths
 from runtime.forest import LOOKUP
 from runtime.habit import REMEMBERED, Habit
 from runtime.load import Load
-from runtime.pace import BUDGET_AFTER, RECENT, Pace
+from runtime.pace import RECENT, Pace
 from runtime.tree import Universe
 
 DECIDE_EVERY = 8  # steps between decisions on the heads, while as many rows may draft
+CHANGED_AFTER = 0.004  # seconds in the session between them, where not as many may
 OVERDUE = 0.02, 0.003  # of the time in the session, below which they are tried however short the sequences are
 SEEN = 16  # sequences' drafts until that is the latter: before, little is known of what is typical
-TRIALS = 0.02  # of it that trials of the heads may take while they pay for nobody
+TRIALS = 0.015  # of it that trials of the heads may take while they pay for nobody
 
 
 class Asking:
@@ -46,7 +47,7 @@ class Asking:
             return True
         self._age += 1
         rows, seconds = self._decided
-        changed = not rows <= 1.5 * len(habits) <= 2.25 * rows and self._pace.seconds - seconds >= BUDGET_AFTER
+        changed = not rows <= 1.5 * len(habits) <= 2.25 * rows and self._pace.seconds - seconds >= CHANGED_AFTER
         if self._age >= DECIDE_EVERY or changed:
             return False
         for habit in habits:

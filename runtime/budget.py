@@ -72,14 +72,15 @@ def best(
         alone = load.without_prompts()
         decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
-    ask = _from(0, _firsts(row, nodes.by_heads).cumsum()) if asked is None else np.full(len(tokens), asked)
+    ask = _from(0, _firsts(row, nodes.by_heads).cumsum()) if asked is None else np.array([asked])
     host = np.where(ask > 0, prices.drafting, prices.plain)
-    seconds = seconds + cost.heads(ask, prices.share) + host
+    seconds = seconds + (cost.heads(ask, prices.share) + host)
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
     chosen = int((gain - prices.rate * seconds if prices.rate else gain / seconds).argmax())
     rate = prices.rate or float(gain[chosen] / seconds[chosen])
     last_price = rate * float(seconds[chosen] - seconds[chosen - 1]) if chosen else 1.0
-    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), float(host[chosen]), last_price)
+    outside = float(host[chosen if asked is None else 0])
+    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), outside, last_price)
 
 
 def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:
@@ -95,6 +96,8 @@ def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:
 
 def _numbers(row: np.ndarray, rows: int) -> np.ndarray:
     """[nodes]: each node's number among those of its row, from 1."""
+    if rows == 1:
+        return np.arange(1, len(row) + 1)
     order = row.argsort(kind="stable")
     ordered = row.take(order)
     numbers = np.empty(len(row), np.int64)

@@ -134,7 +134,7 @@ class Speculator:
                 self._asking.decide(habits, [matched for matched, _ in found], _lengths(sequences), _load(plan))
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         if not asked and not any(matched for matched, _ in found):
-            if self._pace.budget_is_due and not any(plan.prefill):
+            if self._pace.budget_is_due() and not any(plan.prefill):
                 self._pace.expect_plain(_load(plan))
             return None
         candidates, most = self._candidates, [habit.nodes for habit in habits]
@@ -149,13 +149,13 @@ class Speculator:
         kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
         last = self._budgets.get(kind)
         disappoint = _most(h.young and h.poor for h in habits)
-        due = self._pace.budget_is_due or disappoint or any(h.tried for h in habits)
+        due = self._pace.budget_is_due(disappoint) or any(h.tried for h in habits)
         if last and self._pace.seconds < last.outdated and not due:
             most = [min(most[0], last.most)] if len(most) == 1 else most
             return candidates.build(candidates.best(most, _least(fixed, last.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
-        self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due)
+        self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due())
         load = _load(plan)
         prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
         keep, self._budgets[kind] = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
