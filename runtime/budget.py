@@ -16,6 +16,10 @@ import numpy as np
 from runtime.cost import CostModel
 from runtime.load import Load
 
+LEAST_LEFT = 0.1  # of a token's worth, once the time to hand it out is paid
+AHEAD = 8  # nodes beyond a choice whose price is looked at
+STEPS = np.arange(1, AHEAD + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
@@ -28,7 +32,7 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What a step costs: the session by the model, and seconds outside of it, `plain` and `drafting`.
+    """What a step costs: the session by the model, and seconds outside of it, `plain` or `drafting` and for each token.
 
     `rate` is in tokens a second; 0 stands for the best one that this step can have. A `share` of the heads runs.
     """
@@ -36,6 +40,7 @@ class Prices:
     cost: CostModel
     plain: float
     drafting: float
+    token: float
     rate: float
     share: float = 1.0
 
@@ -44,7 +49,8 @@ class Prices:
 class Choice:
     """So many of the best nodes; the tokens and the seconds expected of the step, its prompts left out.
 
-    `host` of the seconds are outside the session. The last node was worth taking from a chance of `last_price` on.
+    `host` of the seconds are outside the session. The last node was worth its time from a chance of `last_price` on,
+    the next ones would be from `next_price` on.
     """
 
     nodes: int
@@ -52,6 +58,7 @@ class Choice:
     seconds: float
     host: float
     last_price: float
+    next_price: float
 
 
 def best(
@@ -73,14 +80,18 @@ def best(
         decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(0, _firsts(row, nodes.by_heads).cumsum()) if asked is None else np.array([asked])
-    host = np.where(ask > 0, prices.drafting, prices.plain)
-    seconds = seconds + (cost.heads(ask, prices.share) + host)
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
+    host = np.where(ask > 0, prices.drafting, prices.plain)
+    drafted = seconds + cost.heads(ask, prices.share) + host
+    seconds = drafted + gain * prices.token
     chosen = int((gain - prices.rate * seconds if prices.rate else gain / seconds).argmax())
     rate = prices.rate or float(gain[chosen] / seconds[chosen])
-    last_price = rate * float(seconds[chosen] - seconds[chosen - 1]) if chosen else 1.0
-    outside = float(host[chosen if asked is None else 0])
-    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), outside, last_price)
+    price = rate / max(1.0 - rate * prices.token, LEAST_LEFT)  # chance that pays for a second
+    last_price = price * float(drafted[chosen] - drafted[chosen - 1]) if chosen else 1.0
+    further = (drafted[chosen + 1 : chosen + 1 + AHEAD] - drafted[chosen]) / STEPS[: len(drafted) - chosen - 1]
+    next_price = price * float(further.max()) if len(further) else 1.0
+    outside = float(host[chosen if len(host) > 1 else 0] + gain[chosen] * prices.token)
+    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), outside, last_price, next_price)
 
 
 def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:

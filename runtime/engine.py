@@ -77,6 +77,7 @@ class Engine:
         self._stats = Stats()
         self._ready: list[Output] = []  # of sequences that ended without a step
         self._in_session = 0.0  # seconds of this step
+        self._giving = 0.0  # seconds in which its tokens were chosen and handed out
         self._meanwhile: Callable[[], None] | None = None  # what is still to be called in this step
 
     @classmethod
@@ -146,21 +147,22 @@ class Engine:
 
     def _step_once(self) -> list[Output]:
         begin = self._clock()
-        outputs, self._ready, self._in_session = self._ready, [], 0.0
+        outputs, self._ready, self._in_session, self._giving = self._ready, [], 0.0, 0.0
         chunk = self._pace.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
         plan = self._scheduler.plan(chunk)
         if plan.sequences:
             for s in plan.sequences:
                 if s.started is None:
                     s.started = begin
-            before = self._stats.prefilled + self._stats.tokens
+            prefilled, tokens = self._stats.prefilled, self._stats.tokens
             outputs += self._step(plan)
-            self._stats.count_step(self._stats.prefilled + self._stats.tokens - before)
+            tokens = self._stats.tokens - tokens
+            self._stats.count_step(self._stats.prefilled - prefilled + tokens)
             host = self._clock() - begin - self._in_session
             self._stats.session_seconds += self._in_session
             self._stats.host_seconds += host
             if not any(plan.prefill):
-                self._pace.took(len(plan.sequences), self._speculator.drafted, host)
+                self._pace.took(len(plan.sequences), self._speculator.drafted, host, tokens, self._giving)
         return outputs
 
     def generate(self, prompts: Iterable[Items[int]], params: SamplingParams) -> list[Sequence]:
@@ -240,7 +242,7 @@ class Engine:
             for row in range(self.config.rows):  # nobody runs, and what changed in the rows is unknown
                 self.session.release(row)
             return ends
-        outputs = []
+        outputs, began = [], self._clock()
         paths: list[list[int] | None] = [None] * len(trees)
         for row, (s, n, tree, at) in enumerate(zip(plan.sequences, plan.prefill, trees, first, strict=True)):
             emitted, shown = len(s.tokens), len(s.text)
@@ -257,6 +259,7 @@ class Engine:
                 output = output_of(s, emitted, [s.text[shown:]])
             if output is not None:
                 outputs.append(output)
+        self._giving = self._clock() - began
         self._speculator.verified(paths, plan)
         return outputs
 

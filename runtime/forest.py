@@ -149,6 +149,10 @@ class Candidates:
             places = self.places(row[within], slot[within])
         return places
 
+    def count(self, least: float) -> int:
+        """How many slots of the first row are worth at least `least`, the root among them."""
+        return int(np.count_nonzero(self._value[0] >= least))
+
     def top(self, row: int, most: int, least: float) -> list[int]:
         """The slots, ascending, of a row's `most` best paths of the universe that are worth at least `least`."""
         value = self._value[row, : self._paths]

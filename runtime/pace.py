@@ -27,6 +27,7 @@ class Pace:
         self.seconds = 0.0  # in the session, in all
         self._decisions = decisions
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + HOST): plain, drafting
+        self._token = 0.0  # and more for each token that it gives
         # of the last steps, by rows that decode: expected tokens, seconds in the session at the machine's usual speed,
         # and outside it
         self._known: dict[int, tuple[float, float, float]] = {}
@@ -61,10 +62,14 @@ class Pace:
             self._heads_timed = self.seconds
             self.cost.observe_heads(rows, seconds, share)
 
-    def took(self, rows: int, drafted: bool, seconds: float) -> None:
-        """Learns from the time that a step of decoding rows took outside the session."""
-        share, known = seconds / (rows + HOST[drafted]), self._host[drafted]
-        self._host[drafted] = share if known == 0.0 else known + RECENT * (min(share, 4 * known) - known)
+    def took(self, rows: int, drafted: bool, seconds: float, tokens: int, giving: float) -> None:
+        """Learns from the time that a step of decoding rows took outside the session.
+
+        Of the `seconds` it took `giving` to choose its `tokens` and to hand them out.
+        """
+        self._host[drafted] = _recent(self._host[drafted], (seconds - giving) / (rows + HOST[drafted]))
+        if tokens:
+            self._token = _recent(self._token, giving / tokens)
 
     def expect(self, decoding: int, tokens: float, seconds: float, host: float) -> None:
         """What a step of so many decoding rows is to bring, by a budget that was made just now.
@@ -78,7 +83,8 @@ class Pace:
     def expect_plain(self, load: Load) -> None:
         """That a step is as planned, without drafts."""
         plain = self.cost.decoder(load.rows, load.tokens, load.widest, load.attended, load.silent, load.keys)
-        host = self.prices(load).plain
+        prices = self.prices(load)
+        host = prices.plain + load.decoding * prices.token
         self.expect(load.decoding, load.decoding, float(plain) + host, host)
 
     def prices(self, load: Load, share: float = 1.0) -> Prices:
@@ -87,7 +93,7 @@ class Pace:
         tokens, usual, host = self._known.get(load.decoding, (0.0, 0.0, 0.0))
         # a machine that is slow just now is so for the session of every step; the host's part is as it is
         rate = tokens / (usual * self.cost.factor + host) if usual else 0.0
-        return Prices(self.cost, plain, drafting or plain, rate, share)
+        return Prices(self.cost, plain, drafting or plain, self._token, rate, share)
 
     def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:
         """Prompt tokens of the next step, at most `most`: few enough that it takes `slowdown` times a usual one.
@@ -110,6 +116,11 @@ class Pace:
         )  # fmt: skip
         fitting = int(np.count_nonzero(beside <= slowdown * alone))
         return int(choices[max(0, fitting - 1)])
+
+
+def _recent(known: float, newest: float) -> float:
+    """The recent average, once there is another; what is far above is another matter."""
+    return newest if known == 0.0 else known + RECENT * (min(newest, 4 * known) - known)
 
 
 @cache

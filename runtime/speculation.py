@@ -43,7 +43,8 @@ class Budget:
     """What steps take, until there is another one, that are like the step for which it was made."""
 
     least: float  # value of a node
-    most: int  # nodes of a row that is alone, its root included: one more could cost much more
+    most: int  # nodes of a row that is alone, its root included, ...
+    beyond: float  # but for those of such a value: one more could cost much more
     outdated: float  # seconds in the session by then
 
 
@@ -151,7 +152,8 @@ class Speculator:
         disappoint = _most(h.young and h.poor for h in habits)
         due = self._pace.budget_is_due(disappoint) or any(h.tried for h in habits)
         if last and self._pace.seconds < last.outdated and not due:
-            most = [min(most[0], last.most)] if len(most) == 1 else most
+            if len(most) == 1:
+                most = [min(most[0], max(last.most, candidates.count(last.beyond)))]
             return candidates.build(candidates.best(most, _least(fixed, last.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
@@ -199,13 +201,13 @@ class Speculator:
         choice = best(others, lengths, load, prices, asked, gained)
         keep[free[: choice.nodes]] = True
         self._pace.expect(load.decoding, choice.tokens, choice.seconds, choice.host)
-        least = NO_NODE
+        least, beyond = NO_NODE, math.log(max(choice.next_price, LEAST_CHANCE))
         if choice.nodes:
             last = float(others.chance[choice.nodes - 1])
             next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
             price = choice.last_price if len(lengths) == 1 else (last + next_one) / 2
             least = math.log(max(price, LEAST_CHANCE))
-        return keep, Budget(least, choice.nodes + 1, self._pace.seconds + OUTDATED)
+        return keep, Budget(least, choice.nodes + 1, beyond, self._pace.seconds + OUTDATED)
 
 
 def _most(are: Iterable[bool]) -> bool:

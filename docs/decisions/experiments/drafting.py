@@ -42,7 +42,7 @@ def main() -> None:
     points = [1, 2, 4, 8, 16, 32, 64, 128, 256]
     line = [1e-3 + 2e-5 * n for n in points]
     cost = CostModel([1, ROWS], points, [line, line], [0.0] * len(points), [3e-4, 4e-4])
-    prices = Prices(cost, 3e-3, 5e-3, 2000.0)
+    prices = Prices(cost, 3e-3, 5e-3, 1e-5, 2000.0)
     lengths = np.full(ROWS, 200)
     load = Load(ROWS, ROWS, ROWS, 1, ROWS * 201, 0, 200 * ROWS, (ROWS * 201, 200 * ROWS))
 
