@@ -2,9 +2,9 @@
 
     S* = argmax_S (rows + sum of the S best nodes' chances to be accepted) - rate * L(rows, tokens + S, ...)
 
-with the tokens a second of the last steps as the rate. Over many steps that makes tokens over time most, which the best
-ratio of each single step does not: a step that promises little should be short (Dinkelbach 1967, On Nonlinear
-Fractional Programming).
+with the tokens a second of the last steps as the rate, or those of plain decoding where that is faster. Over many steps
+that makes tokens over time most, which the best ratio of each single step does not: a step that promises little should
+be short (Dinkelbach 1967, On Nonlinear Fractional Programming).
 
 Functions of arrays. Dimension words: [rows] sequences that may draft, [nodes] candidates, best first over all rows.
 """
@@ -47,16 +47,13 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """So many of the best nodes; the tokens and the seconds expected of the step, its prompts left out.
+    """So many of the best nodes, where time is worth `rate` tokens a second: what plain decoding gives at least.
 
-    `host` of the seconds are outside the session. The last node was worth its time from a chance of `last_price` on,
-    the next ones would be from `next_price` on.
+    The last one was worth its time from a chance of `last_price` on, the next ones would be from `next_price` on.
     """
 
     nodes: int
-    tokens: float
-    seconds: float
-    host: float
+    rate: float
     last_price: float
     next_price: float
 
@@ -81,17 +78,17 @@ def best(
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(0, _firsts(row, nodes.by_heads).cumsum()) if asked is None else np.array([asked])
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
-    host = np.where(ask > 0, prices.drafting, prices.plain)
-    drafted = seconds + cost.heads(ask, prices.share) + host
+    plain = float(seconds[0]) + prices.plain + float(gain[0]) * prices.token
+    drafted = seconds + (cost.heads(ask, prices.share) + np.where(ask > 0, prices.drafting, prices.plain))
     seconds = drafted + gain * prices.token
-    chosen = int((gain - prices.rate * seconds if prices.rate else gain / seconds).argmax())
-    rate = prices.rate or float(gain[chosen] / seconds[chosen])
+    known = prices.rate and max(prices.rate, float(gain[0]) / plain)
+    chosen = int((gain - known * seconds if known else gain / seconds).argmax())
+    rate = known or float(gain[chosen] / seconds[chosen])
     price = rate / max(1.0 - rate * prices.token, LEAST_LEFT)  # chance that pays for a second
     last_price = price * float(drafted[chosen] - drafted[chosen - 1]) if chosen else 1.0
     further = (drafted[chosen + 1 : chosen + 1 + AHEAD] - drafted[chosen]) / STEPS[: len(drafted) - chosen - 1]
     next_price = price * float(further.max()) if len(further) else 1.0
-    outside = float(host[chosen if len(host) > 1 else 0] + gain[chosen] * prices.token)
-    return Choice(chosen, float(gain[chosen]), float(seconds[chosen]), outside, last_price, next_price)
+    return Choice(chosen, rate, last_price, next_price)
 
 
 def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:

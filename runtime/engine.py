@@ -162,7 +162,8 @@ class Engine:
             self._stats.session_seconds += self._in_session
             self._stats.host_seconds += host
             if not any(plan.prefill):
-                self._pace.took(len(plan.sequences), self._speculator.drafted, host, tokens, self._giving)
+                rows, drafted = len(plan.sequences), self._speculator.drafted
+                self._pace.took(rows, drafted, self._in_session, host, tokens, self._giving)
         return outputs
 
     def generate(self, prompts: Iterable[Items[int]], params: SamplingParams) -> list[Sequence]:

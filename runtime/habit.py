@@ -56,10 +56,11 @@ class Habit:
         """Whether less than half of what its drafts claimed came true."""
         return self.right < self.expected / 2
 
-    def remember(self, values: np.ndarray) -> None:
-        """The chances [REMEMBERED] of its newest draft's best nodes, best first."""
+    def remember(self, values: np.ndarray, typical: np.ndarray) -> None:
+        """The chances [REMEMBERED] of its newest draft's best nodes, best first, beside what was to be expected."""
         weight = RECENT[self.young and self.poor]
-        self.values = values if self.values is None else self.values + weight * (values - self.values)
+        known = typical if self.values is None else self.values
+        self.values = known + weight * (values - known)
 
     def decide(self, pays: bool, steps: int, may_try: bool, overdue: bool = False) -> None:
         """Whether the heads run, `steps` after the last decision: if they pay, or have not been tried for long.

@@ -18,6 +18,7 @@ BUDGET_AFTER = 0.004, 0.002  # seconds in the session until the next budget: usu
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
 HOST = 2, 5  # rows that what a step of any size takes outside the session is worth: plain, drafting
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
+RECENT_RATE = 0.02  # and in their rate, where luck weighs more
 
 
 class Pace:
@@ -28,8 +29,8 @@ class Pace:
         self._decisions = decisions
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + HOST): plain, drafting
         self._token = 0.0  # and more for each token that it gives
-        # of the last steps, by rows that decode: expected tokens, seconds in the session at the machine's usual speed,
-        # and outside it
+        # of the last steps, by rows that decode: tokens, seconds in the session at the machine's usual speed, and
+        # outside it
         self._known: dict[int, tuple[float, float, float]] = {}
         self._usual: Load | None = None  # the last step in which every row decoded
         self._untimed = 0.0  # seconds in the session since a step's time was learnt from
@@ -62,30 +63,20 @@ class Pace:
             self._heads_timed = self.seconds
             self.cost.observe_heads(rows, seconds, share)
 
-    def took(self, rows: int, drafted: bool, seconds: float, tokens: int, giving: float) -> None:
-        """Learns from the time that a step of decoding rows took outside the session.
+    def planned(self) -> None:
+        """This step has a budget of its own."""
+        self._unplanned = 0.0
 
-        Of the `seconds` it took `giving` to choose its `tokens` and to hand them out.
+    def took(self, rows: int, drafted: bool, inside: float, seconds: float, tokens: int, giving: float) -> None:
+        """Learns from what a step of decoding rows brought, and how long it took `inside` the session and outside.
+
+        Of the `seconds` outside it took `giving` to choose its `tokens` and to hand them out.
         """
+        given, usual, outside = (value * (1 - RECENT_RATE) for value in self._known.get(rows, (0.0, 0.0, 0.0)))
+        self._known[rows] = given + tokens, usual + inside / self.cost.factor, outside + seconds
         self._host[drafted] = _recent(self._host[drafted], (seconds - giving) / (rows + HOST[drafted]))
         if tokens:
             self._token = _recent(self._token, giving / tokens)
-
-    def expect(self, decoding: int, tokens: float, seconds: float, host: float) -> None:
-        """What a step of so many decoding rows is to bring, by a budget that was made just now.
-
-        `host` of its `seconds` are outside the session.
-        """
-        self._unplanned = 0.0
-        known, usual, outside = (value * (1 - RECENT) for value in self._known.get(decoding, (0.0, 0.0, 0.0)))
-        self._known[decoding] = known + tokens, usual + (seconds - host) / self.cost.factor, outside + host
-
-    def expect_plain(self, load: Load) -> None:
-        """That a step is as planned, without drafts."""
-        plain = self.cost.decoder(load.rows, load.tokens, load.widest, load.attended, load.silent, load.keys)
-        prices = self.prices(load)
-        host = prices.plain + load.decoding * prices.token
-        self.expect(load.decoding, load.decoding, float(plain) + host, host)
 
     def prices(self, load: Load, share: float = 1.0) -> Prices:
         """Of a planned step, which runs a `share` of the heads."""

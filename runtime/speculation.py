@@ -45,6 +45,7 @@ class Budget:
     least: float  # value of a node
     most: int  # nodes of a row that is alone, its root included, ...
     beyond: float  # but for those of such a value: one more could cost much more
+    rate: float  # tokens that a second is worth
     outdated: float  # seconds in the session by then
 
 
@@ -135,8 +136,6 @@ class Speculator:
                 self._asking.decide(habits, [matched for matched, _ in found], _lengths(sequences), _load(plan))
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         if not asked and not any(matched for matched, _ in found):
-            if self._pace.budget_is_due() and not any(plan.prefill):
-                self._pace.expect_plain(_load(plan))
             return None
         candidates, most = self._candidates, [habit.nodes for habit in habits]
         draft = self._begin(sequences, asked, found)
@@ -160,10 +159,11 @@ class Speculator:
         self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due())
         load = _load(plan)
         prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
-        keep, self._budgets[kind] = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
+        keep, last = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
+        self._budgets[kind] = last
         if asked and not any(fixed):
             depth = self._universe.depth.take(slot, mode="clip")  # of a continuation nothing is asked
-            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, prices.rate)
+            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, last.rate)
         return candidates.build(candidates.places(row[keep], slot[keep]))
 
     def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
@@ -200,14 +200,14 @@ class Speculator:
             others = Nodes(nodes.row[free], nodes.chance[free], nodes.by_heads[free])
         choice = best(others, lengths, load, prices, asked, gained)
         keep[free[: choice.nodes]] = True
-        self._pace.expect(load.decoding, choice.tokens, choice.seconds, choice.host)
+        self._pace.planned()
         least, beyond = NO_NODE, math.log(max(choice.next_price, LEAST_CHANCE))
         if choice.nodes:
             last = float(others.chance[choice.nodes - 1])
             next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
             price = choice.last_price if len(lengths) == 1 else (last + next_one) / 2
             least = math.log(max(price, LEAST_CHANCE))
-        return keep, Budget(least, choice.nodes + 1, beyond, self._pace.seconds + OUTDATED)
+        return keep, Budget(least, choice.nodes + 1, beyond, choice.rate, self._pace.seconds + OUTDATED)
 
 
 def _most(are: Iterable[bool]) -> bool:
