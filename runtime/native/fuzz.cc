@@ -35,7 +35,7 @@ class Cases {
       const std::vector<std::uint8_t> packed = bytes(outputs * blocks * block / 2);
       std::vector<float> scale = floats(outputs * blocks, -0.01f, 0.01f);
       if (pick(0, 1)) for (float& s : scale) s = std::ldexp(std::round(s * 4096), -12);  // a float16
-      int4.push_back(pack_int4(packed.data(), scale.data(), inputs, outputs, block, pool));
+      int4.push_back(pack_int4(packed.data(), scale.data(), inputs, outputs, block, false, pool));
     }
     const std::vector<float> parts = floats(tokens * layers * inputs, -3, 3);
     const int first = same(path, tokens * layers * outputs, [&](Path on, float* y) {
@@ -44,7 +44,7 @@ class Cases {
     const std::vector<std::uint8_t> levels = bytes(inputs * outputs);
     const std::vector<float> channels = floats(outputs, 0, 0.01f);
     const auto values = reinterpret_cast<const std::int8_t*>(levels.data());
-    const Int8Weights int8 = pack_int8(values, channels.data(), inputs, outputs, pool);
+    const Int8Weights int8 = pack_int8(values, channels.data(), inputs, outputs, false, pool);
     const int second = same(path, tokens * outputs, [&](Path on, float* y) {
       multiply_int8(int8, on, x.data(), tokens, y, pool);
     });
