@@ -76,11 +76,10 @@ class TopDrafts {
 
 template <typename Kind>
 void add_products(std::vector<const ort::CustomOp*>& operators) {
-  static const Operator<Product<Kind, false, false>> plain;
-  static const Operator<Product<Kind, false, true>> gated;
-  static const Operator<Product<Kind, true, false>> normed;
-  static const Operator<Product<Kind, true, true>> both;
-  operators.insert(operators.end(), {&plain, &gated, &normed, &both});
+  static const Operator<Product<Kind, kPlain>> plain;
+  static const Operator<Product<Kind, kNorm>> normed;
+  static const Operator<Product<Kind, kNormGated>> gated;
+  operators.insert(operators.end(), {&plain, &normed, &gated});
 }
 
 // A domain for these options, which lives as long as the process: sessions refer to it. It holds the operators that are

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "parallel.h"
 
@@ -19,8 +21,11 @@ struct Shape {
   std::size_t tiles = 0;
 
   Shape() = default;
+  // Throws std::invalid_argument where the outputs have no halves.
   Shape(std::size_t inputs, std::size_t outputs, bool gated)
-      : inputs(inputs), outputs(outputs), gated(gated), tiles((results() + per_tile() - 1) / per_tile()) {}
+      : inputs(inputs), outputs(outputs), gated(gated), tiles((results() + per_tile() - 1) / per_tile()) {
+    if (gated && outputs % 2) throw std::invalid_argument(std::to_string(outputs) + " outputs: gated ones are two halves");
+  }
 
   std::size_t results() const { return gated ? outputs / 2 : outputs; }
   std::size_t per_tile() const { return gated ? kHalf : kTile; }  // results

@@ -23,7 +23,7 @@ inline void expect(const char* name, const Tensor& tensor, std::int64_t want) {
 struct Int4 {
   using Weights = Int4Weights;
   static constexpr ort::Element kLevels = ort::kUint8;
-  static constexpr const char* kNames[2][2] = {{"MatMulInt4", "GatedInt4"}, {"NormMatMulInt4", "NormGatedInt4"}};
+  static constexpr const char* kNames[] = {"MatMulInt4", "NormMatMulInt4", "NormGatedInt4"};
 
   // From initializers, input `first` and the next.
   static Weights weights(const Info& info, std::size_t first, bool gated) {
@@ -51,7 +51,7 @@ struct Int4 {
 struct Int8 {
   using Weights = Int8Weights;
   static constexpr ort::Element kLevels = ort::kInt8;
-  static constexpr const char* kNames[2][2] = {{"MatMulInt8", "GatedInt8"}, {"NormMatMulInt8", "NormGatedInt8"}};
+  static constexpr const char* kNames[] = {"MatMulInt8", "NormMatMulInt8", "NormGatedInt8"};
 
   static Weights weights(const Info& info, std::size_t first, bool gated) {
     const Tensor levels = info.constant(first), scale = info.constant(first + 1);
@@ -70,7 +70,7 @@ struct Int8 {
   }
 };
 
-template <typename Kind, bool kNorm>
+template <typename Kind, bool kNormed>
 struct ProductTypes {
   static constexpr ort::Element kInputs[] = {ort::kFloat, Kind::kLevels, ort::kFloat};
   static constexpr ort::Element kOutputs[] = {ort::kFloat};
@@ -82,18 +82,19 @@ struct ProductTypes<Kind, true> {
   static constexpr ort::Element kOutputs[] = {ort::kFloat, ort::kFloat};
 };
 
-// x float [..., inputs], weights -> y float [..., outputs], or half of them where gated: SiLU(first half) * second half.
-// With a norm: x, added [..., inputs], norm [inputs], weights -> y, x + added; attribute epsilon. Its product is of
-// RMS norm(x + added).
-template <typename Kind, bool kNorm, bool kGated>
-class Product : public ProductTypes<Kind, kNorm> {
- public:
-  static constexpr const char* kName = Kind::kNames[kNorm][kGated];
+// kPlain: x float [..., inputs], weights -> y float [..., outputs].
+// kNorm: x, added [..., inputs], norm [inputs], weights -> y, the product of RMS norm(x + added), and x + added;
+// attribute epsilon.
+// kNormGated: as kNorm, y [..., outputs / 2] = SiLU(first half) * second half.
+enum ProductForm { kPlain, kNorm, kNormGated };
 
-  explicit Product(const Info& info) : path_(path()), weights_(Kind::weights(info, kNorm ? 3 : 1, kGated)) {
-    if (kGated && weights_.shape.outputs % 2)
-      throw std::invalid_argument(std::to_string(weights_.shape.outputs) + " outputs have no halves");
-    if (kNorm) epsilon_ = info.number("epsilon");
+template <typename Kind, ProductForm kForm>
+class Product : public ProductTypes<Kind, kForm != kPlain> {
+ public:
+  static constexpr const char* kName = Kind::kNames[kForm];
+
+  explicit Product(const Info& info) : path_(path()), weights_(Kind::weights(info, kForm == kPlain ? 1 : 3, kForm == kNormGated)) {
+    if (kForm != kPlain) epsilon_ = info.number("epsilon");
   }
 
   void compute(const Context& context) const {
@@ -107,7 +108,7 @@ class Product : public ProductTypes<Kind, kNorm> {
     for (std::size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
     shape.back() = weights_.shape.results();
     float* const y = static_cast<float*>(context.output(0, shape));
-    if constexpr (kNorm) {
+    if constexpr (kForm != kPlain) {
       const Tensor added = context.input(1), weight = context.input(2);
       if (added.shape != x.shape || weight.shape != std::vector<std::int64_t>{inputs})
         throw std::invalid_argument("x is " + shape_text(x.shape) + ", added " + shape_text(added.shape) + ", norm " +
