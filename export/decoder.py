@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from onnx import helper
 
 from export.config import ModelConfig, inverse_frequencies
-from export.emitter import FLOAT, INT64, MICROSOFT, OPSET, Emitter
+from export.emitter import FLOAT, FUNCTION_OPSETS, GORGON, INT64, MICROSOFT, OPSET, Emitter
 from export.fused import Norm, norm_product
 from export.linear import MATMULS, linear
 from export.numerics import NUMERICS, Numerics
@@ -24,6 +25,10 @@ from runtime.manifest import capacity_of
 
 OPSETS = {"ragged": OPSET, "padded": 24}
 Tensor = Callable[[str], np.ndarray]
+BEST_TOKEN = helper.make_function(  # logits [..., vocab] -> argmax [...]
+    GORGON, "BestToken", ["logits"], ["argmax"],
+    [helper.make_node("ArgMax", ["logits"], ["argmax"], axis=-1, keepdims=0)], list(FUNCTION_OPSETS),
+)  # fmt: skip
 
 
 class Attention(Protocol):
@@ -85,7 +90,7 @@ class _Decoder:
 
     def _answer(self, hidden: str) -> None:
         logits = self._vocabulary(hidden, "logits")
-        self.emitter.node("ArgMax", logits, axis=-1, keepdims=0, name="argmax")
+        self.emitter.call(BEST_TOKEN, logits, name="argmax")
 
     def _vocabulary(self, hidden: str, result: str) -> str:
         name = "model.embed_tokens.weight" if self.config.tied else "lm_head.weight"

@@ -87,10 +87,14 @@ class Cases {
     std::vector<float> logprobs(rows * top_k);
     std::vector<std::int64_t> tokens(rows * top_k);
     top_drafts(logits.data(), rows, vocab, top_k, logprobs.data(), tokens.data(), path, pool);
+    std::vector<std::int64_t> best(rows);
+    best_tokens(logits.data(), rows, vocab, best.data(), path, pool);
     for (std::size_t row = 0; row < rows; row++) {
       std::vector<float> sorted(logits.begin() + row * vocab, logits.begin() + (row + 1) * vocab);
       const std::vector<float> given = sorted;
       std::sort(sorted.rbegin(), sorted.rend());
+      if (best[row] != std::max_element(given.begin(), given.end()) - given.begin())
+        return std::printf("the best token differs: %zu tokens, row %zu\n", vocab, row), 1;
       for (std::size_t i = 0; i < top_k; i++)
         if (given.at(tokens[row * top_k + i]) != sorted[i] || !(logprobs[row * top_k + i] <= 0))
           return std::printf("drafts differ: %zu of %zu tokens, row %zu, rank %zu\n", top_k, vocab, row, i), 1;

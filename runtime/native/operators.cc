@@ -74,6 +74,32 @@ class TopDrafts {
   std::int64_t top_k_;
 };
 
+// logits float [..., vocab] -> argmax int64 [...]: of equal logits the first.
+class BestToken {
+ public:
+  static constexpr const char* kName = "BestToken";
+  static constexpr ort::Element kInputs[] = {ort::kFloat};
+  static constexpr ort::Element kOutputs[] = {ort::kInt64};
+
+  explicit BestToken(const Info&) : path_(path()) {}
+
+  void compute(const Context& context) const {
+    const Tensor logits = context.input(0);
+    std::vector<std::int64_t> shape = logits.shape;
+    if (shape.empty() || shape.back() < 1)
+      throw std::invalid_argument("logits are " + shape_text(shape) + ": there is none to choose");
+    const std::size_t vocab = shape.back();
+    shape.pop_back();
+    std::size_t rows = 1;
+    for (std::int64_t size : shape) rows *= size;
+    std::int64_t* const tokens = static_cast<std::int64_t*>(context.output(0, shape));
+    best_tokens(logits.as<float>(), rows, vocab, tokens, path_, context.pool());
+  }
+
+ private:
+  Path path_;
+};
+
 template <typename Kind>
 void add_products(std::vector<const ort::CustomOp*>& operators) {
   static const Operator<Product<Kind, kPlain>> plain;
@@ -87,11 +113,13 @@ void add_products(std::vector<const ort::CustomOp*>& operators) {
 ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options) {
   static const Operator<MatMulInt4Each> matmul_int4_each;
   static const Operator<TopDrafts> top_drafts;
+  static const Operator<BestToken> best_token;
   static const Operator<TreeAttentionOperator> tree_attention;
   static const Operator<TreePlanOperator> tree_plan;
   ort::CustomOpDomain* domain = nullptr;
   if (ort::Status* status = ort::CreateCustomOpDomain::call(api, "gorgon", &domain)) return status;
-  std::vector<const ort::CustomOp*> operators = {&matmul_int4_each, &top_drafts, &tree_attention, &tree_plan};
+  std::vector<const ort::CustomOp*> operators = {&matmul_int4_each, &top_drafts, &best_token, &tree_attention,
+                                                &tree_plan};
   add_products<Int4>(operators);
   if (has_int8(path())) add_products<Int8>(operators);
   for (const ort::CustomOp* op : operators)
