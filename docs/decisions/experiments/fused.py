@@ -1,6 +1,6 @@
 """A decoder step with products that take the norm before and the gate after them, and with these apart.
 
-`python -m docs.decisions.experiments.fused ARTIFACT [SECONDS]`: ms, medians [quartiles] of alternating runs of one
+`python -m docs.decisions.experiments.fused ARTIFACT`: ms, medians [quartiles] of alternating runs of one
 artifact's graph, as it is and with functions of several operators replaced by these; rows have 128 committed tokens.
 Each graph has several sessions: where a session's weights lie in memory moves it by a few percent.
 """
@@ -23,11 +23,11 @@ from runtime.manifest import Manifest
 from runtime.native.library import find
 from runtime.ragged import RaggedSession
 
-ROWS, PROMPT = 8, 512
-SHAPES = ((1, 1), (1, 4), (1, 16), (8, 1), (8, 5), (1, PROMPT))  # rows, nodes of each
+ROWS = 8
+SHAPES = ((1, 1), (1, 4), (1, 16), (8, 1), (8, 5), (1, 128))  # rows, nodes of each
 SMALL, LARGE = 3, 1  # sessions of each graph, by the weights' size
 LARGE_BYTES = 1 << 28
-LEAST = 5  # rounds
+SECONDS, LEAST = 5.0, 5  # of each shape; rounds
 ALL = ("norm", "gate", "best")
 KINDS = {"apart": ALL, "norm": ("gate", "best"), "norm and gate": ("best",), "as it is": ()}
 
@@ -85,11 +85,11 @@ class Compared:
                 self.decoders[kind, copy] = decoder, {}
         self.packer = Packer(False, manifest.even_tokens, manifest.capacity)
 
-    def times(self, rows: int, nodes: int, seconds: float) -> dict[str, np.ndarray]:
+    def times(self, rows: int, nodes: int) -> dict[str, np.ndarray]:
         """ms of each round, the mean over a kind's sessions."""
         step = batch(self.packer, rows, nodes)
         rounds: list[dict[tuple[str, int], float]] = []
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + SECONDS
         while time.perf_counter() < end or len(rounds) <= LEAST:
             rounds.append({})
             order = list(self.decoders)
@@ -104,10 +104,10 @@ class Compared:
         }
 
 
-def main(artifact: Path, seconds: float) -> None:
+def main(artifact: Path) -> None:
     compared, lines = Compared(artifact), []
     for rows, nodes in SHAPES:
-        times, cells = compared.times(rows, nodes, seconds), []
+        times, cells = compared.times(rows, nodes), []
         for kind, series in times.items():
             low, median, high = np.percentile(series, [25, 50, 75])
             share = np.percentile(series / times["apart"], [25, 50, 75])
@@ -119,4 +119,4 @@ def main(artifact: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), float(sys.argv[2]) if len(sys.argv) > 2 else 3.0)
+    main(Path(sys.argv[1]))
