@@ -6,16 +6,18 @@ Outputs  logits float [wanted, vocab], argmax int64 [wanted], hidden [wanted, hi
          those of the form, and in the padded form peak float [wanted], the logit of argmax
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from onnx import helper
 
 from export.config import ModelConfig, inverse_frequencies
 from export.embedding import embed
-from export.emitter import FLOAT, INT64, MICROSOFT, OPSET, Emitter
-from export.linear import linear
+from export.emitter import FLOAT, FUNCTION_OPSETS, GORGON, INT64, MICROSOFT, OPSET, Emitter
+from export.fused import Norm, norm_product
+from export.linear import MATMULS, linear
 from export.numerics import Numerics
 from export.padded import PaddedAttention
 from export.progress import Say
@@ -24,6 +26,10 @@ from runtime.manifest import capacity_of
 
 OPSETS = {"ragged": OPSET, "padded": 24}
 Tensor = Callable[[str], np.ndarray]
+BEST_TOKEN = helper.make_function(  # logits [..., vocab] -> argmax [...]
+    GORGON, "BestToken", ["logits"], ["argmax"],
+    [helper.make_node("ArgMax", ["logits"], ["argmax"], axis=-1, keepdims=0)], list(FUNCTION_OPSETS),
+)  # fmt: skip
 
 
 class Attention(Protocol):
@@ -70,10 +76,8 @@ class _Decoder:
         for i in range(self.config.layers):
             self.progress(f"layer {i + 1} of {self.config.layers}")
             self.emitter.scope = f"layer_{i}/"
-            normed, x = self._norm(x, layer_out, f"model.layers.{i}.input_layernorm.weight")
-            attended = self._attention(i, normed)
-            normed, x = self._norm(x, attended, f"model.layers.{i}.post_attention_layernorm.weight")
-            layer_out = self._mlp(i, normed)
+            attended, x = self._attention(i, x, layer_out)
+            layer_out, x = self._mlp(i, x, attended)
         self.progress("vocabulary")
         self.emitter.scope = ""
         normed, _ = self._norm(x, layer_out, "model.norm.weight")
@@ -86,7 +90,7 @@ class _Decoder:
 
     def _answer(self, hidden: str) -> None:
         logits = self._vocabulary(hidden, "logits")
-        self.emitter.node("ArgMax", logits, axis=-1, keepdims=0, name="argmax")
+        self.emitter.call(BEST_TOKEN, logits, name="argmax")
 
     def _vocabulary(self, hidden: str, result: str) -> str:
         name = "model.embed_tokens.weight" if self.config.tied else "lm_head.weight"
@@ -117,22 +121,49 @@ class _Decoder:
         )  # fmt: skip
         return normed, total
 
-    def _projection(self, x: str, prefix: str, parts: tuple[str, ...], has_bias: bool) -> str:
-        """One product for several projections of the same input, side by side."""
-        weight = np.concatenate([self.tensor(f"{prefix}.{part}.weight") for part in parts])
-        bias = np.concatenate([self.tensor(f"{prefix}.{part}.bias") for part in parts]) if has_bias else None
+    def _side_by_side(self, prefix: str, parts: Sequence[str], kind: str) -> np.ndarray:
+        """Of several projections of the same input, for one product."""
+        return np.concatenate([self.tensor(f"{prefix}.{part}.{kind}") for part in parts])
+
+    def _projection(self, x: str, prefix: str, parts: Sequence[str], has_bias: bool) -> str:
+        bias = self._side_by_side(prefix, parts, "bias") if has_bias else None
+        weight = self._side_by_side(prefix, parts, "weight")
         return linear(self.emitter, x, f"{prefix}.{'_'.join(parts)}", weight, bias, self.numerics.layers)
 
-    def _attention(self, i: int, x: str) -> str:
-        config, prefix = self.config, f"model.layers.{i}.self_attn"
-        qkv = self._projection(x, prefix, ("q_proj", "k_proj", "v_proj"), config.attention_bias)
-        return self._projection(self.attention.attend(i, qkv), prefix, ("o_proj",), config.attention_bias)
+    def _fused(
+        self, x: str, added: str, norm: str, prefix: str, parts: Sequence[str], gated: bool = False
+    ) -> tuple[str, str]:
+        """`_norm` and `_projection` in one operator, without a bias; returns the product and the norm's sum."""
+        of = Norm(x, added, self._weight(norm, self.tensor(norm)), self.config.norm_eps)
+        weight = self._side_by_side(prefix, parts, "weight")
+        return norm_product(self.emitter, of, f"{prefix}.{'_'.join(parts)}", weight, self.numerics.layers, gated)
 
-    def _mlp(self, i: int, x: str) -> str:
-        emit, prefix = self.emitter.node, f"model.layers.{i}.mlp"
-        both = self._projection(x, prefix, ("gate_proj", "up_proj"), self.config.mlp_bias)
-        gate, up = self.emitter.nodes("Split", both, names=("", ""), axis=-1, num_outputs=2)
-        return self._projection(emit("Mul", self._silu(gate), up), prefix, ("down_proj",), self.config.mlp_bias)
+    def _attention(self, i: int, x: str, added: str | None) -> tuple[str, str]:
+        """What attention adds to x + added, and that sum."""
+        prefix, bias = f"model.layers.{i}.self_attn", self.config.attention_bias
+        norm, parts = f"model.layers.{i}.input_layernorm.weight", ("q_proj", "k_proj", "v_proj")
+        if added is not None and self._fuses(bias):
+            qkv, total = self._fused(x, added, norm, prefix, parts)
+        else:
+            normed, total = self._norm(x, added, norm)
+            qkv = self._projection(normed, prefix, parts, bias)
+        return self._projection(self.attention.attend(i, qkv), prefix, ("o_proj",), bias), total
+
+    def _mlp(self, i: int, x: str, added: str) -> tuple[str, str]:
+        """As `_attention`."""
+        prefix, bias = f"model.layers.{i}.mlp", self.config.mlp_bias
+        norm, parts = f"model.layers.{i}.post_attention_layernorm.weight", ("gate_proj", "up_proj")
+        if self._fuses(bias):
+            inner, total = self._fused(x, added, norm, prefix, parts, gated=True)
+        else:
+            normed, total = self._norm(x, added, norm)
+            both = self._projection(normed, prefix, parts, bias)
+            gate, up = self.emitter.nodes("Split", both, names=("", ""), axis=-1, num_outputs=2)
+            inner = self.emitter.node("Mul", self._silu(gate), up)
+        return self._projection(inner, prefix, ("down_proj",), bias), total
+
+    def _fuses(self, bias: bool) -> bool:
+        return not bias and self.numerics.layers in MATMULS
 
     def _silu(self, x: str) -> str:
         return self.emitter.node("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x)

@@ -30,15 +30,27 @@ def linear(
 ) -> str:
     """x [..., in], weight [out, in] float32 -> [..., out], named `result` if that is given."""
     product = "" if bias is not None else result
-    if precision == "int8":
-        levels, scale = quantize.int8(weight)
-        weights = emitter.weight(name, levels), emitter.weight(f"{name}.scale", scale)
-        y = emitter.call(MATMUL_INT8, x, *weights, name=product)
+    if precision in MATMULS:
+        weights, sizes = quantized(emitter, name, weight, precision)
+        y = emitter.call(MATMULS[precision], x, *weights, name=product, **sizes)
     else:
         y = _float(emitter, x, name, weight, precision, product)
     if bias is None:
         return y
     return emitter.node("Add", y, emitter.weight(f"{name}.bias", bias.astype(values_of(precision))), name=result)
+
+
+def quantized(
+    emitter: Emitter, name: str, weight: np.ndarray, precision: str
+) -> tuple[tuple[str, str], Mapping[str, Any]]:
+    """What a function of MATMULS takes for the weight [out, in]: its inputs after x, and its attributes."""
+    levels, scale = quantize.int8(weight) if precision == "int8" else quantize.int4(weight, INT4_BLOCK)
+    names = emitter.weight(name, levels), emitter.weight(f"{name}.scale", scale)
+    return names, {} if precision == "int8" else _sizes(weight, INT4_BLOCK)
+
+
+def _sizes(weight: np.ndarray, block: int) -> Mapping[str, Any]:
+    return {"K": weight.shape[1], "N": weight.shape[0], "block_size": block}
 
 
 def values_of(precision: str) -> Any:
@@ -69,9 +81,8 @@ def _layer(emitter: Emitter, x: str, i: int) -> str:
 def _int4_each(emitter: Emitter, x: str, names: Sequence[str], weights: Iterable[np.ndarray]) -> str:
     inputs: list[str] = []
     for name, weight in zip(names, weights, strict=True):
-        packed, scale = quantize.int4(weight, INT4_BLOCK)
-        inputs += emitter.weight(name, packed), emitter.weight(f"{name}.scale", scale)
-        sizes = {"K": weight.shape[1], "N": weight.shape[0], "block_size": INT4_BLOCK}
+        own, sizes = quantized(emitter, name, weight, "int4")
+        inputs += own
     return emitter.call(matmul_int4_each(len(names)), x, *inputs, layers=len(names), **sizes)
 
 
@@ -81,12 +92,11 @@ def _float(emitter: Emitter, x: str, name: str, weight: np.ndarray, precision: s
     packed, scale, bits, block = in_blocks(weight, precision)
     scales = emitter.weight(f"{name}.scale", scale.astype(values_of(precision)))
     inputs = x, emitter.weight(name, packed), scales
-    sizes = {"K": weight.shape[1], "N": weight.shape[0], "block_size": block}
-    if precision == "int4":
-        return emitter.call(MATMUL_INT4, *inputs, name=result, **sizes)
     # CUDA multiplies the values as they are
     accuracy = {} if precision == "int4-fp16" else {"accuracy_level": ACCURACY}
-    return emitter.node("MatMulNBits", *inputs, name=result, domain=MICROSOFT, bits=bits, **sizes, **accuracy)
+    return emitter.node(
+        "MatMulNBits", *inputs, name=result, domain=MICROSOFT, bits=bits, **_sizes(weight, block), **accuracy
+    )
 
 
 def in_blocks(weight: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray, int, int]:
@@ -98,7 +108,7 @@ def in_blocks(weight: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarra
 
 def _matmul_int4() -> onnx.FunctionProto:
     """Inputs x [..., K], packed uint8 and scale as `quantize.int4` makes them; output [..., N]."""
-    node, inputs = _int4_node("x", "packed", "scale", "y"), ["x", "packed", "scale"]
+    node, inputs = int4_node("x", "packed", "scale", "y"), ["x", "packed", "scale"]
     return helper.make_function(GORGON, "MatMulInt4", inputs, ["y"], [node], list(FUNCTION_OPSETS), attributes=SIZES)
 
 
@@ -113,7 +123,7 @@ def matmul_int4_each(layers: int) -> onnx.FunctionProto:
     body = [
         *(helper.make_node("Constant", [], [f"at_{i}"], value_ints=[i]) for i in range(layers + 1)),
         *(helper.make_node("Slice", ["x", f"at_{i}", f"at_{i + 1}", "at_1"], [parts[i]]) for i in range(layers)),
-        *(_int4_node(x, *weight, y) for x, weight, y in zip(parts, weights, products, strict=True)),
+        *(int4_node(x, *weight, y) for x, weight, y in zip(parts, weights, products, strict=True)),
         helper.make_node("Concat", products, ["y"], axis=1),
     ]
     inputs, attributes = ["x", *(name for pair in weights for name in pair)], ["layers", *SIZES]
@@ -122,7 +132,7 @@ def matmul_int4_each(layers: int) -> onnx.FunctionProto:
     )
 
 
-def _int4_node(x: str, packed: str, scale: str, y: str) -> onnx.NodeProto:
+def int4_node(x: str, packed: str, scale: str, y: str) -> onnx.NodeProto:
     """MatMulNBits in a function that has SIZES for attributes."""
     node = helper.make_node("MatMulNBits", [x, packed, scale], [y], domain=MICROSOFT, bits=4, accuracy_level=ACCURACY)
     node.attribute.extend(AttributeProto(name=n, ref_attr_name=n, type=AttributeProto.INT) for n in SIZES)
@@ -130,7 +140,13 @@ def _int4_node(x: str, packed: str, scale: str, y: str) -> onnx.NodeProto:
 
 
 def _matmul_int8() -> onnx.FunctionProto:
-    """Inputs x [..., in], weight int8 and scale as `quantize.int8` makes them; output [..., out].
+    """Inputs x [..., in], weight int8 and scale as `quantize.int8` makes them; output [..., out]."""
+    body = int8_nodes("x", "y")
+    return helper.make_function(GORGON, "MatMulInt8", ["x", "weight", "scale"], ["y"], body, list(FUNCTION_OPSETS))
+
+
+def int8_nodes(x: str, y: str) -> list[onnx.NodeProto]:
+    """The product of x by a function's `weight` and `scale`.
 
     u8 activations with zero point 128 by s8 weights, the pair that reaches the AMX and VNNI kernels. A token that is
     all zeros has scale 0; what 0 / 0 rounds to does not matter, since it is multiplied by 0.
@@ -139,18 +155,18 @@ def _matmul_int8() -> onnx.FunctionProto:
     constant = lambda name, value, dtype: node(  # noqa: E731
         "Constant", [], [name], value=numpy_helper.from_array(np.asarray(value, dtype), name)
     )
-    body = [
+    return [
         constant("zero", 128, np.uint8), constant("one", 1, np.float32), constant("share", 1 / 127, np.float32),
         constant("last", [-1], np.int64),
-        node("Abs", ["x"], ["magnitude"]),
+        node("Abs", [x], ["magnitude"]),
         node("ReduceMax", ["magnitude", "last"], ["largest"], keepdims=1),
         node("Mul", ["largest", "share"], ["token_scale"]),
-        node("Div", ["x", "token_scale"], ["scaled"]),
+        node("Div", [x, "token_scale"], ["scaled"]),
         node("QuantizeLinear", ["scaled", "one", "zero"], ["quantized"]),
         node("MatMulIntegerToFloat", ["quantized", "weight", "one", "scale", "zero"], ["sums"], domain=MICROSOFT),
-        node("Mul", ["sums", "token_scale"], ["y"]),
+        node("Mul", ["sums", "token_scale"], [y]),
     ]  # fmt: skip
-    return helper.make_function(GORGON, "MatMulInt8", ["x", "weight", "scale"], ["y"], body, list(FUNCTION_OPSETS))
 
 
 MATMUL_INT4, MATMUL_INT8 = _matmul_int4(), _matmul_int8()
+MATMULS: Mapping[str, onnx.FunctionProto] = {"int4": MATMUL_INT4, "int8": MATMUL_INT8}

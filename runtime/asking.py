@@ -16,7 +16,7 @@ from runtime.depths import Depths
 from runtime.forest import LOOKUP
 from runtime.habit import REMEMBERED, Habit
 from runtime.load import Load
-from runtime.pace import RECENT, Pace
+from runtime.pace import Pace
 from runtime.tree import Universe
 
 DECIDE_EVERY = 8  # steps between decisions on the heads, while as many rows may draft

@@ -96,7 +96,7 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shards: int =
     if shards == 1:
         save(tensors, directory / f"{stem}.{suffix}")
         return
-    places = {}
+    places: dict[str, str] = {}
     for shard in range(shards):
         file = f"{stem}-{shard + 1:05}-of-{shards:05}.{suffix}"
         part = {name: tensors[name] for name in list(tensors)[shard::shards]}

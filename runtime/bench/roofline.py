@@ -16,8 +16,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-SIZED = ("MatMulNBits", "MatMulInt4")  # their attributes K and N say how many weights they have
-PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulInt8", *SIZED)
+# Their attributes K and N say how many weights they have.
+SIZED = ("MatMulNBits", "MatMulInt4", "NormMatMulInt4", "NormGatedInt4")
+PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulInt8", "NormMatMulInt8", "NormGatedInt8", *SIZED)
 TOKENS, INPUT, OUTPUT = 256, 2048, 4096  # of the large product
 BLOCK = 32  # of its int4 weights
 REPEATS = 7

@@ -63,10 +63,12 @@ Tensor Context::input(std::size_t index) const {
   return tensor_of(api_, value);
 }
 
-Tensor Context::output(std::size_t index, const std::vector<std::int64_t>& shape) const {
+void* Context::output(std::size_t index, const std::vector<std::int64_t>& shape) const {
   ort::Value* value = nullptr;
   check(api_, ort::KernelContextGetOutput::call(api_, context_, index, shape.data(), shape.size(), &value));
-  return tensor_of(api_, value);
+  void* data = nullptr;
+  check(api_, ort::GetTensorMutableData::call(api_, value, &data));
+  return data;
 }
 
 Parallel Context::pool() const {
@@ -75,7 +77,8 @@ Parallel Context::pool() const {
     // 0 batches: each thread takes one index after the other, whoever is free first
     check(context->api_, ort::KernelContextParallelFor::call(context->api_, context->context_, body, total, 0, data));
   };
-  return {run, const_cast<Context*>(this), usable_cores()};
+  static const int threads = usable_cores();  // asking the system takes as long as a small product
+  return {run, const_cast<Context*>(this), threads};
 }
 
 }  // namespace gorgon

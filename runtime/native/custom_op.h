@@ -51,7 +51,7 @@ class Context {
  public:
   Context(const ort::Api* api, ort::KernelContext* context) : api_(api), context_(context) {}
   Tensor input(std::size_t index) const;
-  Tensor output(std::size_t index, const std::vector<std::int64_t>& shape) const;
+  void* output(std::size_t index, const std::vector<std::int64_t>& shape) const;  // its memory
   Parallel pool() const;  // ONNX Runtime's own; valid as long as this object
 
  private:

@@ -78,7 +78,7 @@ GORGON_EXPORT int gorgon_matmul_int4(const float* x, std::size_t tokens, const s
   return guarded([&] {
     const Threads own(threads);
     const Parallel pool = own.pool();
-    const Int4Weights weights = pack_int4(packed, scale, inputs, outputs, block, pool);
+    const Int4Weights weights = pack_int4(packed, scale, inputs, outputs, block, false, pool);
     multiply_int4(&weights, 1, path(), x, tokens, y, pool);
   });
 }
@@ -89,7 +89,7 @@ GORGON_EXPORT int gorgon_matmul_int8(const float* x, std::size_t tokens, const s
   return guarded([&] {
     const Threads own(threads);
     const Parallel pool = own.pool();
-    multiply_int8(pack_int8(weights, scale, inputs, outputs, pool), path(), x, tokens, y, pool);
+    multiply_int8(pack_int8(weights, scale, inputs, outputs, false, pool), path(), x, tokens, y, pool);
   });
 }
 

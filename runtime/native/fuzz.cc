@@ -35,7 +35,7 @@ class Cases {
       const std::vector<std::uint8_t> packed = bytes(outputs * blocks * block / 2);
       std::vector<float> scale = floats(outputs * blocks, -0.01f, 0.01f);
       if (pick(0, 1)) for (float& s : scale) s = std::ldexp(std::round(s * 4096), -12);  // a float16
-      int4.push_back(pack_int4(packed.data(), scale.data(), inputs, outputs, block, pool));
+      int4.push_back(pack_int4(packed.data(), scale.data(), inputs, outputs, block, false, pool));
     }
     const std::vector<float> parts = floats(tokens * layers * inputs, -3, 3);
     const int first = same(path, tokens * layers * outputs, [&](Path on, float* y) {
@@ -44,17 +44,42 @@ class Cases {
     const std::vector<std::uint8_t> levels = bytes(inputs * outputs);
     const std::vector<float> channels = floats(outputs, 0, 0.01f);
     const auto values = reinterpret_cast<const std::int8_t*>(levels.data());
-    const Int8Weights int8 = pack_int8(values, channels.data(), inputs, outputs, pool);
+    const Int8Weights int8 = pack_int8(values, channels.data(), inputs, outputs, false, pool);
     const int second = same(path, tokens * outputs, [&](Path on, float* y) {
       multiply_int8(int8, on, x.data(), tokens, y, pool);
     });
-    if (first || second)
-      std::printf("%s differs: %zu tokens, %zu inputs, %zu outputs, block %zu, %zu layers\n", first ? "int4" : "int8",
+    const int third = fused(path, tokens, inputs, outputs, block, pool);
+    if (first || second || third)
+      std::printf("%s differs: %zu tokens, %zu inputs, %zu outputs, block %zu, %zu layers\n", first ? "int4" : second ? "int8" : "a norm's product",
                   tokens, inputs, outputs, block, layers);
-    return first | second | drafts(x, tokens, inputs, path, pool);
+    return first | second | third | drafts(x, tokens, inputs, path, pool);
   }
 
  private:
+  // Products of a norm, gated or not, of 4 and of 8 bits: what they give, and the norm's sums.
+  int fused(Path path, std::size_t tokens, std::size_t inputs, std::size_t results, std::size_t block,
+            const Parallel& pool) {
+    const bool gated = pick(0, 1);
+    const std::size_t outputs = gated ? 2 * results : results, blocks = (inputs + block - 1) / block;
+    const std::vector<std::uint8_t> packed = bytes(outputs * blocks * block / 2), levels = bytes(inputs * outputs);
+    const std::vector<float> scale = floats(outputs * blocks, -0.01f, 0.01f), channels = floats(outputs, 0, 0.01f);
+    const Int4Weights int4 = pack_int4(packed.data(), scale.data(), inputs, outputs, block, gated, pool);
+    const auto values = reinterpret_cast<const std::int8_t*>(levels.data());
+    const Int8Weights int8 = pack_int8(values, channels.data(), inputs, outputs, gated, pool);
+    const std::vector<float> x = floats(tokens * inputs, -3, 3), added = floats(tokens * inputs, -3, 3);
+    const std::vector<float> weight = floats(inputs, 0, 2);
+    const auto norm_of = [&](float* total) { return Norm{added.data(), weight.data(), 1e-5f, total}; };
+    const std::size_t of_sums = tokens * inputs, of_y = tokens * results;
+    const int first = same(path, of_sums + of_y, [&](Path on, float* y) {
+      const Norm norm = norm_of(y + of_y);
+      multiply_int4(&int4, 1, on, x.data(), tokens, y, pool, &norm);
+    });
+    return first | same(path, of_sums + of_y, [&](Path on, float* y) {
+      const Norm norm = norm_of(y + of_y);
+      multiply_int8(int8, on, x.data(), tokens, y, pool, &norm);
+    });
+  }
+
   // The best of each row: in order, and none better left out. Log-probabilities have no bits to compare: each path's
   // exponential is its own.
   int drafts(const std::vector<float>& logits, std::size_t rows, std::size_t vocab, Path path, const Parallel& pool) {
@@ -62,10 +87,14 @@ class Cases {
     std::vector<float> logprobs(rows * top_k);
     std::vector<std::int64_t> tokens(rows * top_k);
     top_drafts(logits.data(), rows, vocab, top_k, logprobs.data(), tokens.data(), path, pool);
+    std::vector<std::int64_t> best(rows);
+    best_tokens(logits.data(), rows, vocab, best.data(), path, pool);
     for (std::size_t row = 0; row < rows; row++) {
       std::vector<float> sorted(logits.begin() + row * vocab, logits.begin() + (row + 1) * vocab);
       const std::vector<float> given = sorted;
       std::sort(sorted.rbegin(), sorted.rend());
+      if (best[row] != std::max_element(given.begin(), given.end()) - given.begin())
+        return std::printf("the best token differs: %zu tokens, row %zu\n", vocab, row), 1;
       for (std::size_t i = 0; i < top_k; i++)
         if (given.at(tokens[row * top_k + i]) != sorted[i] || !(logprobs[row * top_k + i] <= 0))
           return std::printf("drafts differ: %zu of %zu tokens, row %zu, rank %zu\n", top_k, vocab, row, i), 1;

@@ -1,6 +1,7 @@
 // AMX: half a tile, 16 outputs, is unpacked once for up to 32 tokens. Compiled here, and chosen where the processor has it.
 #include <algorithm>
 
+#include "fused.h"
 #include "int4_path.h"
 #include "quantize_block.h"
 #include "tiles.h"
@@ -47,9 +48,9 @@ inline void add_block(const Activations& a, std::size_t b, __m512 scale, const s
 }
 
 inline void store(const Int4Weights& w, std::size_t first, const Activations& a, const __m512* total) {
-  const __mmask16 there = first_lanes(w.outputs, first);
+  const __mmask16 there = first_lanes(w.shape.places(), first);
   for (std::size_t t = 0; t < a.tokens; t++)
-    _mm512_mask_storeu_ps(a.out + t * a.stride + first, there, total[t]);
+    _mm512_mask_storeu_ps(a.place(t, first), there, total[t]);
 }
 
 // Half a tile's outputs for one group, or for two.
@@ -103,7 +104,7 @@ void quantize(const Int4Weights& w, const float* x, std::size_t stride, std::siz
               float* scales, std::int32_t* offsets) {
   for (std::size_t t = 0; t < tokens; t++)
     for (std::size_t b = 0; b < w.blocks; b++) {
-      const std::size_t start = b * w.block, left = w.inputs - start;
+      const std::size_t start = b * w.block, left = w.shape.inputs - start;
       quantize_block(x + t * stride + start, std::min(left, w.block), w.block, values + t * w.width + start, 4,
                      scales[b * tokens + t], offsets[b * tokens + t]);
     }
@@ -111,6 +112,6 @@ void quantize(const Int4Weights& w, const float* x, std::size_t stride, std::siz
 
 }  // namespace
 
-const Int4Path kInt4Amx = {16, quantize, multiply};
+const Int4Path kInt4Amx = {16, quantize, multiply, normalize_token, gate_tile};
 
 }  // namespace gorgon

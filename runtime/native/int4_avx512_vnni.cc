@@ -1,5 +1,6 @@
 // AVX-512 with VNNI: up to 6 tokens for each pass over unpacked weights. The sums of 8 would take all registers, and their
 // spills an eighth of the time.
+#include "fused.h"
 #include "int4_path.h"
 #include "quantize_block.h"
 #include "zmm.h"
@@ -50,8 +51,8 @@ void tile_of(const Int4Weights& w, std::size_t tile, const Activations& a) {
   }
   for (int n = 0; n < 2; n++) {
     const std::size_t first = tile * kTile + n * kHalf;
-    const __mmask16 there = first_lanes(w.outputs, first);
-    for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(a.out + t * a.stride + first, there, total[t][n]);
+    const __mmask16 there = first_lanes(w.shape.places(), first);
+    for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(a.place(t, first), there, total[t][n]);
   }
 }
 
@@ -71,6 +72,6 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
 
 }  // namespace
 
-const Int4Path kInt4Avx512Vnni = {6, quantize_group, multiply};
+const Int4Path kInt4Avx512Vnni = {6, quantize_group, multiply, normalize_token, gate_tile};
 
 }  // namespace gorgon

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "half.h"
+#include "fused.h"
 #include "int4_path.h"
 #include "quantize_block.h"
 
@@ -33,14 +34,14 @@ void multiply(const Int4Weights& w, std::size_t first, std::size_t last, const A
             total[n] = std::fma(static_cast<float>(sum[n]), scale * a.scales[b * a.tokens + t], total[n]);
           }
         }
-        for (std::size_t n = 0; n < kTile && tile * kTile + n < w.outputs; n++)
-          a.out[t * a.stride + tile * kTile + n] = total[n];
+        for (std::size_t n = 0; n < kTile && tile * kTile + n < w.shape.places(); n++)
+          *a.place(t, tile * kTile + n) = total[n];
       }
     }
 }
 
 }  // namespace
 
-const Int4Path kInt4Portable = {8, quantize_group, multiply};
+const Int4Path kInt4Portable = {8, quantize_group, multiply, normalize_token, gate_tile};
 
 }  // namespace gorgon

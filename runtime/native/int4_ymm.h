@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "fused.h"
 #include "int4_path.h"
 #include "quantize_block.h"
 
@@ -75,12 +76,12 @@ void quarter_tile(const Int4Weights& w, std::size_t tile, int quarter, const Act
                                  _mm256_mul_ps(scale, _mm256_set1_ps(a.scales[b * a.tokens + first + t])), total[t]);
   }
   const std::size_t output = tile * kTile + quarter * 8;
-  if (output >= w.outputs) return;
-  const std::size_t there = std::min<std::size_t>(8, w.outputs - output);
+  if (output >= w.shape.places()) return;
+  const std::size_t there = std::min<std::size_t>(8, w.shape.places() - output);
   for (int t = 0; t < T; t++) {
     alignas(32) float out[8];
     _mm256_store_ps(out, total[t]);
-    std::memcpy(a.out + (first + t) * a.stride + output, out, there * sizeof(float));
+    std::memcpy(a.place(first + t, output), out, there * sizeof(float));
   }
 }
 

@@ -1,4 +1,5 @@
 // AVX-512 with VNNI: up to 8 tokens for each pass over the weights.
+#include "fused.h"
 #include "int8_path.h"
 #include "quantize_token.h"
 #include "zmm.h"
@@ -27,11 +28,11 @@ void tile_of(const Int8Weights& w, std::size_t tile, const Activations& a) {
   }
   for (int n = 0; n < 2; n++) {
     const std::size_t first = tile * kTile + n * kHalf;
-    const __mmask16 there = first_lanes(w.outputs, first);
+    const __mmask16 there = first_lanes(w.shape.places(), first);
     const __m512 scale = _mm512_load_ps(w.scales.as<float>() + first);
     for (int t = 0; t < T; t++) {
       const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t][n]), scale);
-      _mm512_mask_storeu_ps(a.out + t * a.stride + first, there, _mm512_mul_ps(product, _mm512_set1_ps(a.scales[t])));
+      _mm512_mask_storeu_ps(a.place(t, first), there, _mm512_mul_ps(product, _mm512_set1_ps(a.scales[t])));
     }
   }
 }
@@ -46,6 +47,6 @@ void multiply(const Int8Weights& w, std::size_t first, std::size_t last, const A
 
 }  // namespace
 
-const Int8Path kInt8Avx512Vnni = {8, quantize_group, multiply};
+const Int8Path kInt8Avx512Vnni = {8, quantize_group, multiply, normalize_token, gate_tile};
 
 }  // namespace gorgon

@@ -1,4 +1,5 @@
 // The plainest path: any processor.
+#include "fused.h"
 #include "int8_path.h"
 #include "quantize_token.h"
 
@@ -15,9 +16,9 @@ void multiply(const Int8Weights& w, std::size_t first, std::size_t last, const A
         for (std::int32_t& s : sum) s = a.offsets[t];
         for (std::size_t r = 0; r < w.width / 4; r++, row += 4 * kTile)
           for (std::size_t i = 0; i < 4 * kTile; i++) sum[i / 4] += row[i] * a.values[(r * a.tokens + t) * 4 + i % 4];
-        for (std::size_t n = 0; n < kTile && tile * kTile + n < w.outputs; n++) {
+        for (std::size_t n = 0; n < kTile && tile * kTile + n < w.shape.places(); n++) {
           const float weight = w.scales.as<float>()[tile * kTile + n];
-          a.out[t * a.stride + tile * kTile + n] = static_cast<float>(sum[n]) * weight * a.scales[t];
+          *a.place(t, tile * kTile + n) = static_cast<float>(sum[n]) * weight * a.scales[t];
         }
       }
     }
@@ -25,6 +26,6 @@ void multiply(const Int8Weights& w, std::size_t first, std::size_t last, const A
 
 }  // namespace
 
-const Int8Path kInt8Portable = {8, quantize_group, multiply};
+const Int8Path kInt8Portable = {8, quantize_group, multiply, normalize_token, gate_tile};
 
 }  // namespace gorgon

@@ -38,15 +38,15 @@ void pack_tile(const Int4Weights& w, const std::uint8_t* packed, const float* sc
   for (std::size_t unit = 0; unit < w.width / kUnit; unit++)
     for (std::size_t r = 0; r < 4; r++)
       for (std::size_t i = 0; i < 4 * kTile; i++) {
-        const std::size_t output = tile * kTile + i / 4, input = unit * kUnit + 4 * r + i % 4;
-        const std::uint8_t low = nibble(packed, w.outputs, row_bytes, output, input);
-        const std::uint8_t high = nibble(packed, w.outputs, row_bytes, output, input + 16);
+        const std::size_t output = w.shape.output_at(tile, i / 4), input = unit * kUnit + 4 * r + i % 4;
+        const std::uint8_t low = nibble(packed, w.shape.outputs, row_bytes, output, input);
+        const std::uint8_t high = nibble(packed, w.shape.outputs, row_bytes, output, input + 16);
         *out++ = static_cast<std::uint8_t>(low | high << 4);
       }
   for (std::size_t b = 0; b < w.blocks; b++)
     for (std::size_t n = 0; n < kTile; n++) {
-      const std::size_t output = tile * kTile + n, at = (tile * w.blocks + b) * kTile + n;
-      const float value = output < w.outputs ? scale[output * w.blocks + b] : 0;
+      const std::size_t output = w.shape.output_at(tile, n), at = (tile * w.blocks + b) * kTile + n;
+      const float value = output < w.shape.outputs ? scale[output * w.blocks + b] : 0;
       if (w.half)
         to_half(value, w.scales.as<std::uint16_t>()[at]);
       else
@@ -57,24 +57,24 @@ void pack_tile(const Int4Weights& w, const std::uint8_t* packed, const float* sc
 }  // namespace
 
 Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_t inputs, std::size_t outputs,
-                      std::size_t block, const Parallel& pool) {
+                      std::size_t block, bool gated, const Parallel& pool) {
   if (block == 0 || block % kUnit != 0 || block > 256)
     throw std::invalid_argument("blocks of " + std::to_string(block) + " inputs: they have to be 32, 64, 128 or 256");
   Int4Weights w;
-  w.inputs = inputs, w.outputs = outputs, w.block = block;
-  w.blocks = (inputs + block - 1) / block, w.width = w.blocks * block, w.tiles = (outputs + kTile - 1) / kTile;
+  w.shape = Shape(inputs, outputs, gated);
+  w.block = block, w.blocks = (inputs + block - 1) / block, w.width = w.blocks * block;
   const float* end = scale + outputs * w.blocks;
   std::uint16_t ignored;
   w.half = std::all_of(scale, end, [&ignored](float value) { return to_half(value, ignored); });
-  w.nibbles = Pages(w.tiles * w.tile_bytes());
-  w.scales = Pages(w.tiles * w.blocks * kTile * (w.half ? sizeof(std::uint16_t) : sizeof(float)));
-  parallel(pool, w.tiles, [&](std::size_t tile) { pack_tile(w, packed, scale, tile); });
+  w.nibbles = Pages(w.shape.tiles * w.tile_bytes());
+  w.scales = Pages(w.shape.tiles * w.blocks * kTile * (w.half ? sizeof(std::uint16_t) : sizeof(float)));
+  parallel(pool, w.shape.tiles, [&](std::size_t tile) { pack_tile(w, packed, scale, tile); });
   return w;
 }
 
 void multiply_int4(const Int4Weights* layers, std::size_t count, Path path, const float* x, std::size_t tokens, float* y,
-                   const Parallel& pool) {
-  run_product(layers, count, functions(path), x, tokens, y, pool);
+                   const Parallel& pool, const Norm* norm) {
+  run_product(layers, count, functions(path), x, tokens, y, pool, norm);
 }
 
 }  // namespace gorgon

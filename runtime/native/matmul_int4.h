@@ -20,7 +20,8 @@ constexpr std::size_t kUnitBytes = kUnit * kTile / 2;
 // Weights as the kernels read them. A row of 128 bytes holds 32 outputs by 4 inputs: inputs 4 r .. 4 r + 3 of a unit in
 // the low nibbles of its row r, 16 + 4 r .. in the high ones. A nibble q stands for (q - 8) * scale.
 struct Int4Weights {
-  std::size_t inputs = 0, outputs = 0, block = 0, blocks = 0, width = 0, tiles = 0;  // width: blocks * block
+  Shape shape;
+  std::size_t block = 0, blocks = 0, width = 0;  // width: blocks * block
   bool half = false;  // scales kept in float16, as all of them are such numbers
   Pages nibbles;      // [tiles][width / 32][4][128]
   Pages scales;       // [tiles][blocks][32]
@@ -31,10 +32,10 @@ struct Int4Weights {
 // Packs MatMulNBits' own layout: packed uint8 [outputs, blocks, block / 2], low nibble first, scale [outputs, blocks].
 // Throws std::invalid_argument where block is no multiple of 32.
 Int4Weights pack_int4(const std::uint8_t* packed, const float* scale, std::size_t inputs, std::size_t outputs,
-                      std::size_t block, const Parallel& pool);
+                      std::size_t block, bool gated, const Parallel& pool);
 
-// x [tokens, count, inputs] -> y [tokens, count, outputs]: `count` layers of one shape, each on its own part.
+// x [tokens, count, inputs] -> y [tokens, count, results]: `count` layers of one shape, each on its own part.
 void multiply_int4(const Int4Weights* layers, std::size_t count, Path path, const float* x, std::size_t tokens, float* y,
-                   const Parallel& pool);
+                   const Parallel& pool, const Norm* norm = nullptr);
 
 }  // namespace gorgon

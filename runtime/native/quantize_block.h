@@ -51,7 +51,7 @@ inline void quantize_group(const Int4Weights& w, const float* x, std::size_t str
                            std::int8_t* values, float* scales, std::int32_t* offsets) {
   for (std::size_t t = 0; t < tokens; t++)
     for (std::size_t b = 0; b < w.blocks; b++) {
-      const std::size_t start = b * w.block, left = w.inputs - start;
+      const std::size_t start = b * w.block, left = w.shape.inputs - start;
       quantize_block(x + t * stride + start, left < w.block ? left : w.block, w.block, values + (start * tokens + 4 * t),
                      4 * tokens, scales[b * tokens + t], offsets[b * tokens + t]);
     }

@@ -50,9 +50,9 @@ inline void quantize_group(const Int8Weights& w, const float* x, std::size_t str
                            std::int8_t* values, float* scales, std::int32_t* offsets) {
   for (std::size_t t = 0; t < tokens; t++) {
     const float* token = x + t * stride;
-    scales[t] = largest_of(token, w.inputs) * (1.0f / 127);
+    scales[t] = largest_of(token, w.shape.inputs) * (1.0f / 127);
     const float divisor = scales[t] > 0 ? scales[t] : 1;
-    offsets[t] = -128 * quantize_token(token, w.inputs, divisor, values + 4 * t, 4 * tokens);
+    offsets[t] = -128 * quantize_token(token, w.shape.inputs, divisor, values + 4 * t, 4 * tokens);
   }
 }
 

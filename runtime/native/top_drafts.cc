@@ -2,41 +2,50 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
+#include "peaks.h"
 #include "tree_attention.h"
 
 namespace gorgon {
+
+void (*const kPeaksPortable)(const float* logits, std::size_t parts, std::int32_t* peaks) = find_peaks;
+
 namespace {
 
-constexpr std::size_t kPart = 64;  // logits that are looked through only where one of them is among the best
 constexpr std::size_t kLanes = 16;
+constexpr std::size_t kParts = 64;  // whose peaks are found in one go
 
-// Whole numbers in the order of the floats: they compare in vectors, and what is no number has a place among them.
-std::int32_t order(float x) {
-  std::int32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits ^ (bits >> 31 & 0x7fffffff);
+auto peaks_of(Path path) {
+#if defined(__x86_64__)
+  if (path == Path::kAvx512Vnni || path == Path::kAmx) return kPeaksAvx512;
+  if (path != Path::kPortable) return kPeaksAvx2;
+#endif
+  static_cast<void>(path);
+  return kPeaksPortable;
 }
 
-// The best of `logits` to `tokens`, by insertion.
-void find_best(const float* logits, std::size_t vocab, std::size_t top_k, std::int64_t* tokens) {
+// The best of `logits` to `tokens`, by insertion; a part is looked through only where its peak is among them.
+void find_best(const float* logits, std::size_t vocab, std::size_t top_k, std::int64_t* tokens, Path path) {
+  const auto find = peaks_of(path);
   std::size_t found = 0;
-  for (std::size_t start = 0; start < vocab; start += kPart) {
-    const std::size_t end = std::min(vocab, start + kPart);
-    if (found == top_k && end == start + kPart) {
-      std::int32_t top = order(logits[start]);
-      for (std::size_t i = 1; i < kPart; i++) top = std::max(top, order(logits[start + i]));
-      if (top <= order(logits[tokens[top_k - 1]])) continue;
-    }
+  std::int32_t peaks[kParts], least = 0;  // `least`: the order of the last of top_k that were found
+  const auto look = [&](std::size_t start, std::size_t end) {
     for (std::size_t i = start; i < end; i++) {
       const std::int32_t value = order(logits[i]);
-      if (found == top_k && value <= order(logits[tokens[top_k - 1]])) continue;
+      if (found == top_k && value <= least) continue;
       std::size_t at = found < top_k ? found++ : top_k - 1;
       for (; at > 0 && value > order(logits[tokens[at - 1]]); at--) tokens[at] = tokens[at - 1];
       tokens[at] = static_cast<std::int64_t>(i);
+      if (found == top_k) least = order(logits[tokens[top_k - 1]]);
     }
+  };
+  for (std::size_t first = 0, whole = vocab / kPart; first < whole; first += kParts) {
+    const std::size_t parts = std::min(kParts, whole - first);
+    find(logits + first * kPart, parts, peaks);
+    for (std::size_t i = 0; i < parts; i++)
+      if (found < top_k || peaks[i] > least) look((first + i) * kPart, (first + i + 1) * kPart);
   }
+  look(vocab / kPart * kPart, vocab);
 }
 
 // log(sum(e^(x - top))) of a row; `top` is its largest number.
@@ -65,10 +74,19 @@ void top_drafts(const float* logits, std::size_t rows, std::size_t vocab, std::s
   parallel(pool, rows, [&](std::size_t row) {
     const float* of_row = logits + row * vocab;
     std::int64_t* best = tokens + row * top_k;
-    find_best(of_row, vocab, top_k, best);
+    find_best(of_row, vocab, top_k, best, path);
     const float top = of_row[best[0]], sum = log_sum(of_row, vocab, top, path);
     for (std::size_t i = 0; i < top_k; i++) logprobs[row * top_k + i] = of_row[best[i]] - top - sum;
   });
+}
+
+void best_tokens(const float* logits, std::size_t rows, std::size_t vocab, std::int64_t* tokens, Path path,
+                 const Parallel& pool) {
+  const auto best = [&](std::size_t row) { find_best(logits + row * vocab, vocab, 1, tokens + row, path); };
+  if (rows == 1)
+    best(0);
+  else
+    parallel(pool, rows, best);
 }
 
 }  // namespace gorgon

@@ -54,16 +54,15 @@ class TreeAttentionOperator {
     expect("ancestors", ancestors, {rows, ancestors.shape[2], ancestors.shape[1]});
     expect("cos", cosine, {-1, head_dim / 2});
     expect("sin", sine, cosine.shape);
-    const Tensor out = context.output(0, {tokens, heads_ * head_dim});
-    const Tensor new_key = context.output(1, key.shape), new_value = context.output(2, key.shape);
-    if (new_key.data != key.data || new_value.data != value.data)
+    float* const out = static_cast<float*>(context.output(0, {tokens, heads_ * head_dim}));
+    if (context.output(1, key.shape) != key.data || context.output(2, key.shape) != value.data)
       throw std::invalid_argument(
           "the cache is written in place: bind one buffer as key and new_key, one as value and new_value");
     const TreeAttention arguments{
         rows, tokens, ancestors.shape[1], heads_, kv_heads_, head_dim, capacity, cosine.shape[0], qkv.as<float>(),
         depth.as<std::int64_t>(), length.as<std::int64_t>(), count.as<std::int64_t>(), ancestors.as<std::uint8_t>(),
         cosine.as<float>(), sine.as<float>(), CacheType::kFp32, key.data, value.data, nullptr, nullptr,
-        static_cast<float*>(out.data)};
+        out};
     check_arguments(arguments);
     tree_attention(arguments, path_, context.pool());
   }

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from export import quantize
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
+from export.decoder import BEST_TOKEN
 from export.demo.dialogue import PREFIX, TRAINED_PHRASINGS, load_entries, turn
 from export.draft_heads import RESULTS, TOP_DRAFTS
 from export.emitter import FLOAT, INT64, OPSET, Emitter
@@ -153,6 +154,27 @@ def test_scales_of_another_type_are_refused(library: Library, tmp_path: Path) ->
     onnx.save(model, file)
     with pytest.raises(Exception, match="packed has to be uint8 and scale float"):
         opened(file, library)
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_the_best_token(library: Library, path: str, tmp_path: Path, vocab: int) -> None:
+    """Of equal logits the first, and both zeros are equal; one row and several, anywhere in them."""
+    file, rng = tmp_path / "best.onnx", np.random.default_rng(vocab)
+    with Emitter(file, OPSET) as emitter:
+        emitter.call(BEST_TOKEN, emitter.input("logits", FLOAT, ["rows", "vocab"]), name="argmax")
+        emitter.output("argmax", INT64, ["rows"])
+        emitter.save("best")
+    session = opened(file, library)
+    assert operators(file) == ["BestToken"]
+    logits = rng.integers(-40, 40, (300, vocab)).astype(np.float32)  # many equal ones
+    logits[:2] = -np.abs(logits[:2]) * np.float32([[0], [1]])
+    logits[1, vocab // 2 :] = 0
+    logits[2] = -np.inf
+    logits[3, -1], logits[4, -1] = np.inf, 100
+    for rows in (logits, logits[:1], logits[3:4], logits[:0]):
+        [argmax] = session.run(["argmax"], {"logits": rows})
+        assert np.array_equal(argmax, rows.argmax(-1))
+    assert np.array_equal(opened(file, None).run(["argmax"], {"logits": logits})[0], logits.argmax(-1))
 
 
 def test_more_drafts_than_tokens_are_refused(library: Library, tmp_path: Path) -> None:

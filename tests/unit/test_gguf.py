@@ -117,12 +117,12 @@ def stored_weights(artifact: Path) -> dict[str, np.ndarray]:
     for node in graph.node:
         if "embed_tokens" in node.input:
             found["embed_tokens"] = embedding_of(node, graph.initializer, len(tensors["embed_tokens"]))
-        if node.op_type in ("MatMulInt4", "MatMulNBits"):
+        if node.op_type.endswith("Int4") or node.op_type == "MatMulNBits":
             attribute = {a.name: a.i for a in node.attribute}
             assert attribute["block_size"] == 32
-            values = int4_values if node.op_type == "MatMulInt4" else int8_block_values
-            packed, scale = (tensors[name] for name in node.input[1:])
-            found[node.input[1]] = values(packed, scale, attribute["K"])
+            values = int8_block_values if node.op_type == "MatMulNBits" else int4_values
+            weight, scale = node.input[-2:]
+            found[weight] = values(tensors[weight], tensors[scale], attribute["K"])
         elif node.op_type == "MatMul":
             found[node.input[1]] = tensors[node.input[1]].T
     return found

@@ -8,9 +8,10 @@ Run:  .venv/bin/python -m docs.decisions.experiments.attention_forms
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
@@ -26,7 +27,9 @@ class Graph:
     def __init__(self, form: str, heads: int, kv_heads: int, dim: int) -> None:
         self.form, self.heads, self.kv_heads, self.dim = form, heads, kv_heads, dim
         self.width, self.cache = (heads + 2 * kv_heads) * dim, [1, kv_heads, CAPACITY, dim]
-        self.nodes, self.inputs, self.outputs = [], [], []
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
         for name, numbers in (("zero", [0]), ("one", [1]), ("zeros", [0, 0]), ("axes", [2, 3])):
             tensor = helper.make_tensor(name, INT64, [len(numbers)], numbers)
             self.nodes.append(node("Constant", [], [name], value=tensor))
@@ -34,7 +37,7 @@ class Graph:
         groups = ("all",) if form == "one" else ("decode", "prefill")
         for g in groups:
             rows, k = f"{g}_rows", f"{g}_nodes"
-            shape = [1, f"{g}_tokens"] if form == "one" else [rows, 1, k]
+            shape: list[int | str] = [1, f"{g}_tokens"] if form == "one" else [rows, 1, k]
             self.inputs += [value(f"{g}.qkv", FLOAT, [*shape, self.width]), value(f"{g}.position", INT64, shape)]
             self.inputs += [value(f"{g}.bias", FLOAT, [rows, 1, 1, k, k])]
             sizes = (("begin", [1]), ("end", [1]), ("square", [2]), ("left", [8]), ("right", [6]))
@@ -66,7 +69,7 @@ class Graph:
             node("Pad", [inside("y"), inside("right")], [inside("padded")]),
         ]  # fmt: skip
         scanned = ["key", "value", "bias", "begin", "end", "square", "left", "right", "last", "total"]
-        kinds = {
+        kinds: dict[str, tuple[int, Sequence[int | str]]] = {
             "last": (INT32, [1]), "total": (INT32, []), "begin": (INT64, [1]), "end": (INT64, [1]),
             "square": (INT64, [2]), "left": (INT64, [8]), "right": (INT64, [6]), "bias": (FLOAT, [1, 1, k, k]),
             "key": (FLOAT, self.cache), "value": (FLOAT, self.cache), "qkv": (FLOAT, [1, k, self.width]),
@@ -90,7 +93,10 @@ class Graph:
         """`groups`: (past, nodes) of each row. Returns the run."""
         rng, binding, keep = np.random.default_rng(0), self.session.io_binding(), []
         angle = np.arange(CAPACITY + CHUNK)[:, None] / 10000 ** (np.arange(0, self.dim, 2) / self.dim)
-        feeds = {"cos": np.cos(angle).astype(np.float32), "sin": np.sin(angle).astype(np.float32)}
+        feeds: dict[str, np.ndarray] = {
+            "cos": np.cos(angle).astype(np.float32),
+            "sin": np.sin(angle).astype(np.float32),
+        }
         for g, rows in groups.items():
             past, count = np.array(rows).T
             r, k, end = len(rows), int(count.max()), np.cumsum(count)

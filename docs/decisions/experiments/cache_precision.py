@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +38,7 @@ def attention(form: str, nodes: int, past: int) -> Callable[[], None]:
         for name, table in (("cos", np.cos), ("sin", np.sin))
     ]
     inputs = ["qkv", "", "", "key", "value", "last", "total", "cos", "sin", "position", "mask"]
-    options = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 1}
+    options: dict[str, Any] = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 1}
     if cache == INT8:
         scale = np.full((1, KV_HEADS, 1, DIM), 0.02, np.float32)
         constants += [numpy_helper.from_array(scale, name) for name in ("key_scale", "value_scale")]

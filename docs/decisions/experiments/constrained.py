@@ -19,6 +19,7 @@ from llguidance import LLMatcher
 
 from runtime import speculation
 from runtime.engine import Engine
+from runtime.forest import LOOKUP
 from runtime.grammar import Matcher
 from runtime.params import EngineConfig, SamplingParams, StructuredOutputs
 from runtime.prompts import Prompts
@@ -50,7 +51,7 @@ FORMS = ("visited nodes only", "candidates too", "and forced tokens")
 def form(name: str) -> Iterator[None]:
     """The engine as it drafts in one of FORMS."""
     blind = lambda s: (  # noqa: E731
-        speculation.NOTHING_FOUND if s.habit.lookup is None else s.habit.lookup.continuation(speculation.LOOKUP)
+        speculation.NOTHING_FOUND if s.habit.lookup is None else s.habit.lookup.continuation(LOOKUP)
     )
     if name == FORMS[0]:
         with (

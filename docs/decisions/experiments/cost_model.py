@@ -89,12 +89,12 @@ def run(artifact: Path, threads: int = 0, clock: Callable[[], float] = time.perf
     print(
         f"steps of {seconds.min() * 1e3:.1f} to {seconds.max() * 1e3:.1f} ms; upper quartile of a step + {spread:.0%}"
     )
-    for name, keys in (("as measured", True), ("as measured, keys not given", False)):
-        print(f"{name}: {errors(cost, steps, seconds, keys)}")
+    for name, given in (("as measured", True), ("as measured, keys not given", False)):
+        print(f"{name}: {errors(cost, steps, seconds, given)}")
     for i in range(LEARNING):
         for j, step in enumerate(steps):
-            *load, keys_ = features(step)
-            cost.observe_decoder(*load, times[i, j], keys_)
+            rows, tokens, widest, attended, silent, keys = features(step)
+            cost.observe_decoder(rows, tokens, widest, attended, silent, times[i, j], keys)
     print(f"as learnt: {errors(cost, steps, seconds)}")
 
 

@@ -4,7 +4,9 @@ Run:  .venv/bin/python -m docs.decisions.experiments.int4_blocks
 """
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 from export import arithmetic, artifact, linear
 from export.artifact import Source, export
@@ -21,8 +23,10 @@ def main() -> None:
         heads = MODEL / "medusa_lm_head.safetensors"
         export(Source(MODEL, heads, "fp32"), root / "fp32", lambda message: None)
         for name, precision, block in (("int8", "int8", 32), ("int4-32", "int4", 32), ("int4-128", "int4", 128)):
-            linear.INT4_BLOCK = artifact.INT4_BLOCK = arithmetic.INT4_BLOCK = block  # the self-test's too
-            export(Source(MODEL, heads, precision), root / name, lambda message: None)
+            with ExitStack() as patched:  # the self-test's too
+                for module in (linear, artifact, arithmetic):
+                    patched.enter_context(patch.object(module, "INT4_BLOCK", block))
+                export(Source(MODEL, heads, precision), root / name, lambda message: None)
             this = Artifact(root / name)
             texts = windows(root / "text.jsonl", this.tokenizer, min(WINDOW, this.manifest.context))
             found = evaluate(this, texts, from_artifact(root / "fp32", this.manifest, texts))

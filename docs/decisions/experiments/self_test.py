@@ -7,11 +7,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 from export import artifact, selftest
-from export.arithmetic import EXACT, arithmetic
+from export.arithmetic import EXACT
 from export.artifact import Source
 from export.checkpoint import expected_shapes
 from export.config import ModelConfig
@@ -37,9 +38,10 @@ def error(checkpoint: Path, precision: str, scrambled: str | None = None) -> flo
 
         build_decoder(config, read, *rest)  # type: ignore[arg-type]
 
-    artifact.build_decoder = build
-    with tempfile.TemporaryDirectory() as folder:
-        return artifact.export(Source(checkpoint, None, precision), Path(folder) / "a", lambda what: None)[1].decoder
+    with tempfile.TemporaryDirectory() as folder, patch.object(artifact, "build_decoder", build):
+        _, report = artifact.export(Source(checkpoint, None, precision), Path(folder) / "a", lambda what: None)
+    assert report is not None
+    return report.decoder
 
 
 def main(checkpoint: Path) -> None:
@@ -54,18 +56,17 @@ def main(checkpoint: Path) -> None:
                 )
     for precision in PRECISIONS:
         print(f"{checkpoint.name}, {precision}: {error(checkpoint, precision):.1e}", flush=True)
-    selftest.arithmetic = lambda numerics: EXACT
     for precision in PRECISIONS[1:]:
-        plain = error(checkpoint, precision)
+        with patch.object(selftest, "arithmetic", lambda numerics: EXACT):
+            plain = error(checkpoint, precision)
         print(f"{checkpoint.name}, {precision}, against a reference that does not round: {plain:.1e}", flush=True)
-    selftest.arithmetic = arithmetic
     names = sorted(expected_shapes(ModelConfig.read(checkpoint)))
     for kind, chosen in (
         ("matrices", [n for n in names if "norm" not in n]),
         ("norms", [n for n in names if "norm" in n]),
     ):
-        errors = sorted((error(checkpoint, "int8", name), name) for name in chosen)
-        least = ", ".join(f"{name} {value:.1e}" for value, name in errors[:3])
+        found = sorted((error(checkpoint, "int8", name), name) for name in chosen)
+        least = ", ".join(f"{name} {value:.1e}" for value, name in found[:3])
         print(f"{checkpoint.name}, int8, one of {len(chosen)} {kind} scrambled, the least: {least}", flush=True)
 
 

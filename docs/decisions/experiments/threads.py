@@ -10,11 +10,11 @@ Run:  .venv/bin/python -m docs.decisions.experiments.threads artifacts/demo-int8
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnxruntime as ort
 
-from runtime import ragged
 from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
 
@@ -34,11 +34,8 @@ def load(artifact: Path, mode: str) -> Engine:
             for entry in ENTRIES[mode].items():
                 super().add_session_config_entry(*entry)
 
-    ragged.ort.SessionOptions = Options
-    try:
+    with patch.object(ort, "SessionOptions", Options):
         return Engine.from_artifact(artifact, EngineConfig(rows=8))
-    finally:
-        ragged.ort.SessionOptions = make
 
 
 def seconds(engine: Engine, rows: int, speculation: int | str) -> float:

@@ -8,7 +8,7 @@ Run:  .venv/bin/python -m docs.decisions.experiments.tree_attention [HEADS KV_HE
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -74,7 +74,9 @@ class Graph:
         return binding
 
 
-def step_of(rng: np.random.Generator, shape: tuple[int, int, int], rows: int, nodes: int, length: int) -> dict:
+def step_of(
+    rng: np.random.Generator, shape: tuple[int, int, int], rows: int, nodes: int, length: int
+) -> dict[str, np.ndarray]:
     heads, kv_heads, dim = shape
     parents = TREE if nodes == len(TREE) else list(range(-1, nodes - 1))
     seen, depth = np.eye(nodes, dtype=bool), np.zeros(nodes, np.int64)
@@ -124,7 +126,10 @@ def main() -> None:
     library = find()
     if library is None:
         raise SystemExit("native operators are not built: python -m runtime.native")
-    shapes = (tuple(map(int, sys.argv[1:4])),) if len(sys.argv) > 1 else SHAPES
+    shapes: Sequence[tuple[int, int, int]] = SHAPES
+    if len(sys.argv) > 1:
+        heads, kv_heads, dim = map(int, sys.argv[1:4])
+        shapes = [(heads, kv_heads, dim)]
     print(f"onnxruntime {ort.__version__}, {library}; ms a layer, median [quartiles]", flush=True)
     rows = [["rows x nodes over cached tokens", "native", "Scan + GroupQueryAttention", "ratio"]]
     for shape in shapes:
