@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
+from service.news import News
 from service.trace import Trace
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ class Answer:
     the loop hears of the admission, and no longer changes it once the answer has ended.
     """
 
-    def __init__(
-        self, abort: Callable[["Answer"], None], news: asyncio.Event | None = None, traced: bool = False
-    ) -> None:
+    def __init__(self, abort: Callable[["Answer"], None], news: News | None = None, traced: bool = False) -> None:
         """`news` is set when there are pieces, or the end: one that several answers share, or its own.
 
         `traced`: its pieces have a trace, also those of steps that said nothing.
@@ -47,9 +46,9 @@ class Answer:
         self.sequence: Sequence | None = None
         self.traced = traced
         self._abort = abort
-        self._admitted = asyncio.Event()
+        self._admitted = News()
         self._pieces: list[Piece] = []  # that nobody has taken yet. A piece a step: at most max_tokens
-        self._news = news or asyncio.Event()
+        self.news = news or News()
         self._error: Exception | None = None
         self._ended = False
         self.cancelled = False
@@ -67,14 +66,8 @@ class Answer:
             raise self._error
         return self.sequence
 
-    async def news(self) -> tuple[list[Piece], bool]:
-        """Waits for new pieces: one of each step since the last call, and whether the answer has ended with them."""
-        await self._news.wait()
-        self._news.clear()
-        return self.take()
-
     def take(self) -> tuple[list[Piece], bool]:
-        """The pieces that are there, and whether the answer has ended with them."""
+        """The new pieces, one of each step since the last call, and whether the answer has ended with them."""
         pieces, self._pieces = self._pieces, []
         return pieces, self._ended
 
@@ -85,9 +78,10 @@ class Answer:
 
     async def whole(self) -> Piece:
         """All pieces as one; raises what ended the answer early."""
-        pieces, ended = await self.news()
+        pieces, ended = self.take()
         while not ended:
-            more, ended = await self.news()
+            await self.news.wait()
+            more, ended = self.take()
             pieces += more
         self.check()
         return Piece.of(pieces)
@@ -111,7 +105,7 @@ class Answer:
         self.end(ClientDisconnect())
 
     def admit(self) -> None:
-        self._admitted.set()
+        self._admitted.tell()
 
     def push(self, piece: Piece) -> None:
         if not self._ended:
@@ -122,7 +116,7 @@ class Answer:
                 self.gaps.append(now - self._last)
             self._last = now
             self._pieces.append(piece)
-            self._news.set()
+            self.news.tell()
 
     def end(self, error: Exception | None) -> None:
         """The first end counts: a server that stops does not wait for the engine's."""
@@ -131,5 +125,5 @@ class Answer:
             self._error = error
             if self.deadline is not None:
                 self.deadline.cancel()
-            self._news.set()
-            self._admitted.set()
+            self.news.tell()
+            self._admitted.tell()

@@ -25,6 +25,7 @@ from runtime.prompts import Prompts
 from service.answer import Answer, Piece
 from service.errors import DeadlineError
 from service.latencies import Latencies
+from service.news import News
 from service.trace import Trace
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class EngineThread:
             await asyncio.to_thread(self._grammars.compile, params.structured_outputs)
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, news: asyncio.Event | None = None, traced: bool = False
+        self, prompt: Sequence[int], params: SamplingParams, news: News | None = None, traced: bool = False
     ) -> Answer:
         """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
         self.check_room()

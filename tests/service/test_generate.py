@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
 from service.answer import Answer, Piece
 from service.app import EventStream
-from service.client import Client
 from tests.fake import fake_cost, fake_manifest, fake_tokenizer
 from tests.service.serving import (
     HeldSession,
@@ -127,7 +127,8 @@ def test_what_is_there_at_once_goes_out_as_one_piece() -> None:
             answer.push(Piece(text))
         answer.end(None)
         silent: Any = asyncio.Event().wait
-        await EventStream(answer, sequence, Client(silent, answer.leave))({"type": "http"}, silent, send)
+        connection: Any = SimpleNamespace(when_lost=lambda call: None)
+        await EventStream(answer, sequence, connection)({"type": "http"}, silent, send)
 
     asyncio.run(stream())
     start, body = sent
