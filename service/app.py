@@ -31,7 +31,7 @@ from service.keys import KeyCheck, Keys
 from service.metrics import Metrics
 from service.openai_answer import error_body, error_of, event, invalid_body
 from service.openai_document import OpenAIError
-from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
+from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse
 from service.stream import Stream
 
 if TYPE_CHECKING:
@@ -183,18 +183,37 @@ class EventStream(Stream):
 def _dump(
     text: str, finish_reason: str | None, sequence: "Sequence", logprobs: "tuple[Logprobs, ...]" = ()
 ) -> dict[str, Any]:
-    """A whole answer; without `logprobs` where there are none."""
-    answer = GenerateResponse.of(text, finish_reason, sequence, logprobs).model_dump()
-    if answer["logprobs"] is None:
-        del answer["logprobs"]
-    return answer
+    """A GenerateResponse; without `logprobs` where there are none."""
+    decoded = len(sequence.tokens) - 1  # tokens that decode steps emitted
+    answer = {
+        "text": text,
+        "finish_reason": finish_reason,
+        "usage": {"prompt_tokens": len(sequence.prompt), "completion_tokens": len(sequence.tokens)},
+        "speculation": {
+            "steps": sequence.steps,
+            "drafted": sequence.drafted,
+            "accepted": sequence.accepted,
+            "tokens_per_step": decoded / sequence.steps if sequence.steps else None,
+        },
+    }
+    return answer | _logprobs(logprobs)
 
 
 def _said(piece: Piece) -> dict[str, Any]:
-    said: dict[str, Any] = {"text": piece.text}
-    if piece.logprobs:
-        said["logprobs"] = [Logprob.of(entry).model_dump() for entry in piece.logprobs]
-    return said
+    return {"text": piece.text, **_logprobs(piece.logprobs)}
+
+
+def _logprobs(entries: "tuple[Logprobs, ...]") -> dict[str, Any]:
+    """As in a GenerateResponse, of tokens; nothing where there are none."""
+    dumped = [
+        {
+            "token": entry.token,
+            "logprob": entry.logprob,
+            "top": [{"token": token, "logprob": logprob} for token, logprob in entry.top],
+        }
+        for entry in entries
+    ]
+    return {"logprobs": dumped} if dumped else {}
 
 
 async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:
