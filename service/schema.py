@@ -143,7 +143,7 @@ class GenerateRequest(BaseModel):
 
     @cached_property
     def params(self) -> SamplingParams:
-        return SamplingParams(**{name: self._sampling(name) for name in _SAMPLING})
+        return SamplingParams(**{name: self._sampling(name) for name in self.model_fields_set.intersection(_SAMPLING)})
 
     def _sampling(self, name: str) -> Any:
         """Raises ParameterError."""
