@@ -32,10 +32,10 @@ class Piece:
 
 
 class Answer:
-    """Admitted or refused, then pieces, then exactly one end, with an error or without.
+    """Pieces, then exactly one end, with an error or without.
 
     Everything but `sequence` is touched on the event loop's thread only. The engine's thread sets `sequence` before
-    the loop hears of the admission, and no longer changes it once the answer has ended.
+    the loop hears of it, and no longer changes it once the answer has ended.
     """
 
     def __init__(self, abort: Callable[["Answer"], None], news: News | None = None, traced: bool = False) -> None:
@@ -46,7 +46,6 @@ class Answer:
         self.sequence: Sequence | None = None
         self.traced = traced
         self._abort = abort
-        self._admitted = News()
         self._pieces: list[Piece] = []  # that nobody has taken yet. A piece a step: at most max_tokens
         self.news = news or News()
         self._error: Exception | None = None
@@ -57,14 +56,6 @@ class Answer:
         self.gaps: list[float] = []  # seconds from each piece to the next
         self._last = self.began
         self.deadline: asyncio.TimerHandle | None = None
-
-    async def admitted(self) -> "Sequence":
-        """The sequence, once the engine has taken the request; raises why it has not."""
-        await self._admitted.wait()
-        if self.sequence is None:
-            assert self._error is not None
-            raise self._error
-        return self.sequence
 
     def take(self) -> tuple[list[Piece], bool]:
         """The new pieces, one of each step since the last call, and whether the answer has ended with them."""
@@ -104,9 +95,6 @@ class Answer:
         self.cancel()
         self.end(ClientDisconnect())
 
-    def admit(self) -> None:
-        self._admitted.tell()
-
     def push(self, piece: Piece) -> None:
         if not self._ended:
             now = time.monotonic()
@@ -126,4 +114,15 @@ class Answer:
             if self.deadline is not None:
                 self.deadline.cancel()
             self.news.tell()
-            self._admitted.tell()
+
+
+async def begun(answers: Items[Answer], news: News) -> None:
+    """Returns once there is something to hear of an answer, and the engine has taken all; raises why it has not.
+
+    That it has taken a request is no news by itself: who waits would be woken once more for each. `news` is theirs.
+    """
+    await news.wait()
+    while untaken := [answer for answer in answers if answer.sequence is None]:
+        for answer in untaken:
+            answer.check()
+        await news.wait()

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from runtime.errors import GorgonError, NotReadyError, QueueFullError
 from service import openai_routes, page
-from service.answer import Answer, Piece
+from service.answer import Answer, Piece, begun
 from service.body_limit import BodyLimit
 from service.config import WebConfig
 from service.connection import Connection
@@ -111,7 +111,8 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     connection: Connection = http.state.connection
     connection.when_lost(answer.leave)
     try:
-        sequence = await answer.admitted()
+        await begun([answer], answer.news)
+        assert (sequence := answer.sequence) is not None
         if body.stream:
             return EventStream(answer, sequence, connection)
         whole = await answer.whole()
@@ -155,7 +156,7 @@ async def metrics(http: Request) -> Response:
 
 
 class EventStream(Stream):
-    """An admitted answer as server-sent events."""
+    """An answer that has begun, as server-sent events."""
 
     def __init__(self, answer: Answer, sequence: "Sequence", connection: Connection) -> None:
         super().__init__(answer.news, connection)

@@ -143,7 +143,7 @@ class EngineThread:
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, news: News | None = None, traced: bool = False
     ) -> Answer:
-        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
+        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `begun` raises."""
         self.check_room()
         answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)), news, traced)
         self._inbox.put(partial(self._add, answer, prompt, params))
@@ -239,7 +239,6 @@ class EngineThread:
         else:
             answer.sequence = sequence
             self._answers[sequence.id] = answer
-            self._tell(answer.admit)
 
     def _abort(self, answer: Answer, engine: "Engine") -> None:
         if answer.sequence is not None and (output := engine.abort(answer.sequence)) is not None:

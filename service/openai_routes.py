@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from runtime.errors import GorgonError, ParameterError, UnknownModelError
 from runtime.prompts import Prompts
-from service.answer import Answer, Piece
+from service.answer import Answer, Piece, begun
 from service.connection import Connection
 from service.direct import DirectRoute
 from service.doorkeeper import Asked
@@ -94,7 +94,7 @@ async def detokenize(body: DetokenizeRequest, http: Request) -> JSONResponse:
 
 
 class ChunkStream(Stream):
-    """Admitted answers as server-sent chunks."""
+    """Answers that have begun, as server-sent chunks."""
 
     def __init__(
         self, envelope: Envelope, choices: Sequence[Choice], news: News, body: Body, connection: Connection
@@ -205,7 +205,7 @@ async def _respond(http: Request, body: Body, envelope: Envelope, choices: Seque
     connection: Connection = http.state.connection
     connection.when_lost(partial(_leave, choices))
     try:
-        await _admitted(choices)
+        await begun([choice.answer for choice in choices], news)
         if body.stream:
             return ChunkStream(envelope, choices, news, body, connection)
         whole = await _whole([choice.answer for choice in choices], news)
@@ -217,24 +217,20 @@ async def _respond(http: Request, body: Body, envelope: Envelope, choices: Seque
     return JSONResponse(envelope.whole(whole))
 
 
-async def _admitted(choices: Sequence[Choice]) -> None:
-    for choice in choices:
-        await choice.answer.admitted()
-
-
 async def _whole(answers: Sequence[Answer], news: News) -> list[Piece]:
     """Every answer from first to last; raises what ended one of them early."""
     said: list[list[Piece]] = [[] for _ in answers]
     running = set(range(len(answers)))
-    while running:
-        await news.wait()
+    while True:
         for i in sorted(running):
             pieces, ended = answers[i].take()
             said[i] += pieces
             if ended:
                 answers[i].check()
                 running.discard(i)
-    return [Piece.of(pieces) for pieces in said]
+        if not running:
+            return [Piece.of(pieces) for pieces in said]
+        await news.wait()
 
 
 def _cancel(choices: Sequence[Choice]) -> None:

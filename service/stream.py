@@ -11,7 +11,7 @@ from service.news import News
 
 
 class Stream(Response):
-    """Sends what there is each time there is news, until the end or until the client goes; then gives its rows back.
+    """Sends what there is, and what comes with each news, to the end or until the client goes; then gives rows back.
 
     What is there at the same time goes out as one piece, the end of the response with it: a piece costs more than all
     else that is done for an event.
@@ -33,11 +33,12 @@ class Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            running = True
+            events, running = self.take()
             while running:
+                await send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
                 await self._news.wait()
                 events, running = self.take()
-                await send({"type": "http.response.body", "body": b"".join(events), "more_body": running})
+            await send({"type": "http.response.body", "body": b"".join(events), "more_body": False})
         except ClientDisconnect:
             pass
         finally:
