@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from runtime.errors import ConfigurationError, ParameterError
 
@@ -112,8 +113,6 @@ class SamplingParams:
     priority: int = 0
 
     def __post_init__(self) -> None:
-        whole = lambda x: isinstance(x, int) and not isinstance(x, bool)  # noqa: E731
-        number = lambda x: whole(x) or isinstance(x, float) and math.isfinite(x)  # noqa: E731
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)
             if not isinstance(value, tuple | list):
@@ -122,38 +121,62 @@ class SamplingParams:
         if not isinstance(self.logit_bias, Mapping):
             raise ParameterError(f"logit_bias is {self.logit_bias!r}: it has to be a mapping of token ids to numbers")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        guide = self.structured_outputs
-        rules = (
-            ("max_tokens", whole(self.max_tokens) and self.max_tokens >= 1, "a whole number of at least 1"),
-            ("temperature", number(self.temperature) and 0 <= self.temperature <= 100, "a number from 0 to 100"),
-            ("top_k", whole(self.top_k) and self.top_k >= 0, "a whole number, 0 for no limit"),
-            ("top_p", number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1"),
-            ("min_p", number(self.min_p) and 0 <= self.min_p <= 1, "a number from 0 to 1"),
-            ("seed", self.seed is None or whole(self.seed) and 0 <= self.seed < 2**64, "a whole number below 2**64"),
-            ("stop", len(self.stop) <= MAX_STOPS and all(isinstance(s, str) and s for s in self.stop),
-             f"at most {MAX_STOPS} strings, none of them empty"),
-            ("stop_token_ids", all(whole(t) and t >= 0 for t in self.stop_token_ids), "token ids, from 0"),
-            *((name, isinstance(getattr(self, name), bool), "true or false")
-              for name in ("include_stop_str_in_output", "ignore_eos", "typical_acceptance")),
-            ("min_tokens", whole(self.min_tokens) and 0 <= self.min_tokens, "a whole number, 0 for none"),
-            *((name, number(getattr(self, name)) and -2 <= getattr(self, name) <= 2, "a number from -2 to 2")
-              for name in ("presence_penalty", "frequency_penalty")),
-            ("repetition_penalty", number(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 10,
-             "a number from 0.01 to 10"),
-            ("logit_bias", all(whole(t) and t >= 0 and number(b) and -MAX_BIAS <= b <= MAX_BIAS
-                               for t, b in self.logit_bias.items()),
-             f"token ids, from 0, each with a number from -{MAX_BIAS} to {MAX_BIAS}"),
-            ("priority", whole(self.priority) and abs(self.priority) <= MAX_PRIORITY,
-             f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"),
-            ("logprobs", self.logprobs is None or whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS,
-             f"a whole number from 0 to {MAX_LOGPROBS}"),
-            ("structured_outputs", guide is None or isinstance(guide, StructuredOutputs), "StructuredOutputs"),
-            ("speculation", self.speculation in ("off", "auto") or whole(self.speculation)
-             and 2 <= int(self.speculation) <= MAX_NODES, f'"off", "auto" or a number of nodes from 2 to {MAX_NODES}'),
-        )  # fmt: skip
-        for name, good, right in rules:
-            if not good:
-                raise ParameterError(f"{name} is {getattr(self, name)!r}: it has to be {right}")
+        for name, (default, good, right) in _RULES.items():
+            value = getattr(self, name)
+            if value is not default and not good(value):  # most are as they were, and a request has to be quick
+                raise ParameterError(f"{name} is {value!r}: it has to be {right}")
+
+
+def _whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _number(x: Any) -> bool:
+    return _whole(x) or (isinstance(x, float) and math.isfinite(x))
+
+
+def _truth(x: Any) -> bool:
+    return isinstance(x, bool)
+
+
+def _penalty(x: Any) -> bool:
+    return _number(x) and -2 <= x <= 2
+
+
+def _rules() -> dict[str, tuple[Any, Callable[[Any], bool], str]]:
+    """Of each parameter its default, what is right, and that in words."""
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "max_tokens": (lambda x: _whole(x) and x >= 1, "a whole number of at least 1"),
+        "temperature": (lambda x: _number(x) and 0 <= x <= 100, "a number from 0 to 100"),
+        "top_k": (lambda x: _whole(x) and x >= 0, "a whole number, 0 for no limit"),
+        "top_p": (lambda x: _number(x) and 0 < x <= 1, "a number above 0 and at most 1"),
+        "min_p": (lambda x: _number(x) and 0 <= x <= 1, "a number from 0 to 1"),
+        "seed": (lambda x: x is None or (_whole(x) and 0 <= x < 2**64), "a whole number below 2**64"),
+        "stop": (lambda x: len(x) <= MAX_STOPS and all(isinstance(s, str) and s for s in x),
+                 f"at most {MAX_STOPS} strings, none of them empty"),
+        "stop_token_ids": (lambda x: all(_whole(t) and t >= 0 for t in x), "token ids, from 0"),
+        "include_stop_str_in_output": (_truth, "true or false"),
+        "ignore_eos": (_truth, "true or false"),
+        "typical_acceptance": (_truth, "true or false"),
+        "min_tokens": (lambda x: _whole(x) and x >= 0, "a whole number, 0 for none"),
+        "presence_penalty": (_penalty, "a number from -2 to 2"),
+        "frequency_penalty": (_penalty, "a number from -2 to 2"),
+        "repetition_penalty": (lambda x: _number(x) and 0.01 <= x <= 10, "a number from 0.01 to 10"),
+        "logit_bias": (lambda x: all(_whole(t) and t >= 0 and _number(b) and abs(b) <= MAX_BIAS for t, b in x.items()),
+                       f"token ids, from 0, each with a number from -{MAX_BIAS} to {MAX_BIAS}"),
+        "priority": (lambda x: _whole(x) and abs(x) <= MAX_PRIORITY,
+                     f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"),
+        "logprobs": (lambda x: x is None or (_whole(x) and 0 <= x <= MAX_LOGPROBS),
+                     f"a whole number from 0 to {MAX_LOGPROBS}"),
+        "structured_outputs": (lambda x: x is None or isinstance(x, StructuredOutputs), "StructuredOutputs"),
+        "speculation": (lambda x: x in ("off", "auto") or (_whole(x) and 2 <= x <= MAX_NODES),
+                        f'"off", "auto" or a number of nodes from 2 to {MAX_NODES}'),
+    }  # fmt: skip
+    defaults = {field.name: field.default for field in fields(SamplingParams)}
+    return {name: (defaults[name], good, right) for name, (good, right) in rules.items()}
+
+
+_RULES = _rules()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class Prompts:
         try:
             text = manifest.chat_template
             self._template = None if text is None else environment().from_string(text)
+            if self._template is not None:  # jinja2's own is a chain of mappings, copied name by name each time
+                self._template.globals = dict(self._template.globals)
         except TemplateSyntaxError as error:
             raise ArtifactError(
                 f"the chat template of {manifest.name} does not compile, line {error.lineno}: {error}"

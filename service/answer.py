@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
+from service.news import News
 from service.trace import Trace
 
 if TYPE_CHECKING:
@@ -31,15 +32,13 @@ class Piece:
 
 
 class Answer:
-    """Admitted or refused, then pieces, then exactly one end, with an error or without.
+    """Pieces, then exactly one end, with an error or without.
 
     Everything but `sequence` is touched on the event loop's thread only. The engine's thread sets `sequence` before
-    the loop hears of the admission, and no longer changes it once the answer has ended.
+    the loop hears of it, and no longer changes it once the answer has ended.
     """
 
-    def __init__(
-        self, abort: Callable[["Answer"], None], news: asyncio.Event | None = None, traced: bool = False
-    ) -> None:
+    def __init__(self, abort: Callable[["Answer"], None], news: News | None = None, traced: bool = False) -> None:
         """`news` is set when there are pieces, or the end: one that several answers share, or its own.
 
         `traced`: its pieces have a trace, also those of steps that said nothing.
@@ -47,9 +46,8 @@ class Answer:
         self.sequence: Sequence | None = None
         self.traced = traced
         self._abort = abort
-        self._admitted = asyncio.Event()
         self._pieces: list[Piece] = []  # that nobody has taken yet. A piece a step: at most max_tokens
-        self._news = news or asyncio.Event()
+        self.news = news or News()
         self._error: Exception | None = None
         self._ended = False
         self.cancelled = False
@@ -59,22 +57,8 @@ class Answer:
         self._last = self.began
         self.deadline: asyncio.TimerHandle | None = None
 
-    async def admitted(self) -> "Sequence":
-        """The sequence, once the engine has taken the request; raises why it has not."""
-        await self._admitted.wait()
-        if self.sequence is None:
-            assert self._error is not None
-            raise self._error
-        return self.sequence
-
-    async def news(self) -> tuple[list[Piece], bool]:
-        """Waits for new pieces: one of each step since the last call, and whether the answer has ended with them."""
-        await self._news.wait()
-        self._news.clear()
-        return self.take()
-
     def take(self) -> tuple[list[Piece], bool]:
-        """The pieces that are there, and whether the answer has ended with them."""
+        """The new pieces, one of each step since the last call, and whether the answer has ended with them."""
         pieces, self._pieces = self._pieces, []
         return pieces, self._ended
 
@@ -85,9 +69,10 @@ class Answer:
 
     async def whole(self) -> Piece:
         """All pieces as one; raises what ended the answer early."""
-        pieces, ended = await self.news()
+        pieces, ended = self.take()
         while not ended:
-            more, ended = await self.news()
+            await self.news.wait()
+            more, ended = self.take()
             pieces += more
         self.check()
         return Piece.of(pieces)
@@ -110,9 +95,6 @@ class Answer:
         self.cancel()
         self.end(ClientDisconnect())
 
-    def admit(self) -> None:
-        self._admitted.set()
-
     def push(self, piece: Piece) -> None:
         if not self._ended:
             now = time.monotonic()
@@ -122,7 +104,7 @@ class Answer:
                 self.gaps.append(now - self._last)
             self._last = now
             self._pieces.append(piece)
-            self._news.set()
+            self.news.tell()
 
     def end(self, error: Exception | None) -> None:
         """The first end counts: a server that stops does not wait for the engine's."""
@@ -131,5 +113,16 @@ class Answer:
             self._error = error
             if self.deadline is not None:
                 self.deadline.cancel()
-            self._news.set()
-            self._admitted.set()
+            self.news.tell()
+
+
+async def begun(answers: Items[Answer], news: News) -> None:
+    """Returns once there is something to hear of an answer, and the engine has taken all; raises why it has not.
+
+    That it has taken a request is no news by itself: who waits would be woken once more for each. `news` is theirs.
+    """
+    await news.wait()
+    while untaken := [answer for answer in answers if answer.sequence is None]:
+        for answer in untaken:
+            answer.check()
+        await news.wait()

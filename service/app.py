@@ -3,35 +3,36 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.telemetry import TelemetryConfig
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from runtime.errors import GorgonError, NotReadyError, QueueFullError
 from service import openai_routes, page
-from service.answer import Answer, Piece
+from service.answer import Answer, Piece, begun
 from service.body_limit import BodyLimit
-from service.client import Client
 from service.config import WebConfig
-from service.direct import DirectRoute
+from service.connection import Connection
+from service.direct import Direct, DirectRoute
 from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
 from service.keys import KeyCheck, Keys
 from service.metrics import Metrics
 from service.openai_answer import error_body, error_of, event, invalid_body
 from service.openai_document import OpenAIError
-from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse, Logprob
+from service.schema import ErrorResponse, Failure, GenerateRequest, GenerateResponse
+from service.stream import Stream
 
 if TYPE_CHECKING:
     from runtime.sampling import Logprobs
@@ -51,7 +52,7 @@ RESPONSES[200] = {"content": {"text/event-stream": {}}}
 router = APIRouter(route_class=DirectRoute)
 
 
-def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAPI:
+def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> ASGIApp:
     """The application around one engine, which it starts and stops."""
 
     @asynccontextmanager
@@ -70,12 +71,6 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
         redirect_slashes=False,  # to where, only a proxy before it would know
     )
     app.state.engine, app.state.metrics, app.state.names = engine, metrics, web.served_model_name
-    app.add_middleware(BodyLimit, most=web.max_body_bytes, seconds=web.read_timeout)
-    if web.api_key_file is not None:
-        keys = Keys.read(web.api_key_file)
-        app.add_middleware(KeyCheck, keys=keys, most=web.max_requests_per_key, engine=engine)
-    if web.cors_origins:  # around all others: a browser asks without a key whether it may ask with one
-        app.add_middleware(CORSMiddleware, allow_origins=web.cors_origins, allow_methods=["*"], allow_headers=["*"])
     # Before FastAPI's own, and each looked up once: include_router would have it twice.
     app.router.routes[:0] = [*router.routes, *openai_routes.router.routes, *page.router.routes]
     app.mount(page.STATIC, page.files)
@@ -84,7 +79,12 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> FastAP
     app.add_exception_handler(RequestValidationError, _invalid_body)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
-    return app
+    layers: ASGIApp = BodyLimit(Direct(app), web.max_body_bytes, web.read_timeout)
+    if web.api_key_file is not None:
+        layers = KeyCheck(layers, Keys.read(web.api_key_file), web.max_requests_per_key, engine)
+    if web.cors_origins:  # around all others: a browser asks without a key whether it may ask with one
+        layers = CORSMiddleware(layers, allow_origins=web.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    return layers
 
 
 @router.post("/generate", response_model=GenerateResponse, responses=RESPONSES)
@@ -108,17 +108,19 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     await engine.prepare(params)
     answer = engine.submit(prompt, params)
     http.state.asked = Asked([answer])
-    client = Client(http.receive, answer.leave)
+    connection: Connection = http.state.connection
+    connection.when_lost(answer.leave)
     try:
-        sequence = await answer.admitted()
+        await begun([answer], answer.news)
+        assert (sequence := answer.sequence) is not None
         if body.stream:
-            return EventStream(answer, sequence, client)
+            return EventStream(answer, sequence, connection)
         whole = await answer.whole()
     except BaseException:
         answer.cancel()
-        client.forget()
+        connection.when_lost(None)
         raise
-    client.forget()
+    connection.when_lost(None)
     return JSONResponse(_dump(whole.text, sequence.finish_reason, sequence, whole.logprobs))
 
 
@@ -153,36 +155,22 @@ async def metrics(http: Request) -> Response:
     return Response(encode(http.app.state.metrics.registry), media_type=media_type)
 
 
-class EventStream(StreamingResponse):
-    """An admitted answer as server-sent events; gives its row back when the client goes.
+class EventStream(Stream):
+    """An answer that has begun, as server-sent events."""
 
-    What is there at the same time goes out as one piece, the end of the response with it: a piece costs more than all
-    else that is done for an event.
-    """
+    def __init__(self, answer: Answer, sequence: "Sequence", connection: Connection) -> None:
+        super().__init__(answer.news, connection)
+        self._answer, self._sequence = answer, sequence
 
-    media_type = "text/event-stream"
+    def take(self) -> tuple[list[bytes], bool]:
+        pieces, ended = self._answer.take()
+        events = [event(_said(piece)) for piece in pieces]
+        if ended:
+            events.append(event(self._last()))
+        return events, not ended
 
-    def __init__(self, answer: Answer, sequence: "Sequence", client: Client) -> None:
-        super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._answer, self._sequence, self._client = answer, sequence, client
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with suppress(ClientDisconnect):
-                await self.stream_response(send)
-        finally:
-            self._answer.cancel()
-            self._client.forget()
-
-    async def stream_response(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        ended = False
-        while not ended:
-            pieces, ended = await self._answer.news()
-            events = [event(_said(piece)) for piece in pieces]
-            if ended:
-                events.append(event(self._last()))
-            await send({"type": "http.response.body", "body": b"".join(events), "more_body": not ended})
+    def cancel(self) -> None:
+        self._answer.cancel()
 
     def _last(self) -> dict[str, Any]:
         try:
@@ -196,18 +184,37 @@ class EventStream(StreamingResponse):
 def _dump(
     text: str, finish_reason: str | None, sequence: "Sequence", logprobs: "tuple[Logprobs, ...]" = ()
 ) -> dict[str, Any]:
-    """A whole answer; without `logprobs` where there are none."""
-    answer = GenerateResponse.of(text, finish_reason, sequence, logprobs).model_dump()
-    if answer["logprobs"] is None:
-        del answer["logprobs"]
-    return answer
+    """A GenerateResponse; without `logprobs` where there are none."""
+    decoded = len(sequence.tokens) - 1  # tokens that decode steps emitted
+    answer = {
+        "text": text,
+        "finish_reason": finish_reason,
+        "usage": {"prompt_tokens": len(sequence.prompt), "completion_tokens": len(sequence.tokens)},
+        "speculation": {
+            "steps": sequence.steps,
+            "drafted": sequence.drafted,
+            "accepted": sequence.accepted,
+            "tokens_per_step": decoded / sequence.steps if sequence.steps else None,
+        },
+    }
+    return answer | _logprobs(logprobs)
 
 
 def _said(piece: Piece) -> dict[str, Any]:
-    said: dict[str, Any] = {"text": piece.text}
-    if piece.logprobs:
-        said["logprobs"] = [Logprob.of(entry).model_dump() for entry in piece.logprobs]
-    return said
+    return {"text": piece.text, **_logprobs(piece.logprobs)}
+
+
+def _logprobs(entries: "tuple[Logprobs, ...]") -> dict[str, Any]:
+    """As in a GenerateResponse, of tokens; nothing where there are none."""
+    dumped = [
+        {
+            "token": entry.token,
+            "logprob": entry.logprob,
+            "top": [{"token": token, "logprob": logprob} for token, logprob in entry.top],
+        }
+        for entry in entries
+    ]
+    return {"logprobs": dumped} if dumped else {}
 
 
 async def _gorgon_error(http: Request, error: Exception) -> JSONResponse:

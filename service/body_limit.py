@@ -3,8 +3,9 @@
 import asyncio
 
 from fastapi import HTTPException
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.headers import header
 
 
 class BodyLimit:
@@ -21,7 +22,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        said = Headers(scope=scope).get("content-length", "0")
+        said = int(header(scope, b"content-length") or 0)  # the HTTP parser has seen that it is a number
         due = asyncio.get_running_loop().time() + self._seconds if self._seconds else None
         size, whole = 0, False
 
@@ -29,13 +30,8 @@ class BodyLimit:
             nonlocal size, whole
             if whole:  # what comes now is that the client goes
                 return await receive()
-            self._check(int(said))  # the HTTP parser has seen that it is a number
-            try:
-                async with asyncio.timeout_at(due):
-                    message = await receive()
-            except TimeoutError:
-                late = f"the body did not come within the {self._seconds:g} s that it has"
-                raise HTTPException(408, late, {"Connection": "close"}) from None
+            self._check(said)
+            message = await (receive() if "came" in scope["state"] else self._in_time(receive, due))
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 self._check(size)
@@ -43,6 +39,14 @@ class BodyLimit:
             return message
 
         await self._app(scope, receiving, send)
+
+    async def _in_time(self, receive: Receive, due: float | None) -> Message:
+        try:
+            async with asyncio.timeout_at(due):
+                return await receive()
+        except TimeoutError:
+            late = f"the body did not come within the {self._seconds:g} s that it has"
+            raise HTTPException(408, late, {"Connection": "close"}) from None
 
     def _check(self, size: int) -> None:
         if size > self._most:

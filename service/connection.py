@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,6 +25,8 @@ class Connection(HttpToolsProtocol):
 
     Breaks off where the client has taken nothing of what waits for it for `write_seconds`. What waits is bounded: from
     64 KiB on, asyncio's high-water mark, an answer writes no more until the client has read. 0 seconds: no bound.
+
+    A request's state has it as `connection`, and says with `came` when all of the request is there.
     """
 
     def __init__(self, *arguments: Any, read_seconds: float, write_seconds: float, **named: Any) -> None:
@@ -35,6 +38,19 @@ class Connection(HttpToolsProtocol):
         self._ended = False  # a head or a body, amid the data that came last
         self._write_timer: asyncio.TimerHandle | None = None
         self._unread = 0  # bytes that waited when the timer was set
+        self._when_lost: Callable[[], None] | None = None
+        self._lost = False
+
+    def when_lost(self, call: Callable[[], None] | None) -> None:
+        """What to call once the client has gone, at once if it has already; None: nobody needs to know any more.
+
+        Of the one request that is answered, whose body has been read.
+        """
+        self._when_lost = call
+        if call is not None:
+            self.flow.resume_reading()  # a large body paused it, and who does not read hears of no end
+            if self._lost:
+                call()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -45,6 +61,9 @@ class Connection(HttpToolsProtocol):
             self._head_timer.cancel()
         super().connection_lost(exc)
         self._forget_reader()
+        self._lost = True
+        if self._when_lost is not None:
+            self._when_lost()
 
     def data_received(self, data: bytes) -> None:
         self._ended = False
@@ -60,6 +79,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"]["connection"] = self
         self._in_head = True
 
     def on_headers_complete(self) -> None:
@@ -73,6 +93,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._ended = True
+        self.scope["state"]["came"] = True
         super().on_message_complete()
 
     def pause_writing(self) -> None:

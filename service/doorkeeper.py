@@ -12,11 +12,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answer import Answer
+from service.headers import header
 from service.ids import new_id
 from service.metrics import Metrics
 from service.tracing import Tracing
 
-HEADER = "x-request-id"
+HEADER = b"x-request-id"
 TAKEN = re.compile(r"[!-~]{1,128}")  # an id that is taken over: no spaces, nothing that breaks a line
 PROBES = ("/health", "/health/live", "/health/ready", "/metrics")  # asked every few seconds: not logged
 
@@ -75,7 +76,7 @@ class Doorkeeper:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        given = Headers(scope=scope).get(HEADER, "")
+        given = header(scope, HEADER)
         name = given if TAKEN.fullmatch(given) else new_id()
         status: int | None = None
 
@@ -84,7 +85,7 @@ class Doorkeeper:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._metrics.responded(_path(scope), message["status"])
-                message["headers"] = [*message.get("headers", ()), (HEADER.encode(), name.encode())]
+                message["headers"] = [*message.get("headers", ()), (HEADER, name.encode())]
             await send(message)
 
         try:

@@ -25,6 +25,7 @@ from runtime.prompts import Prompts
 from service.answer import Answer, Piece
 from service.errors import DeadlineError
 from service.latencies import Latencies
+from service.news import News
 from service.trace import Trace
 
 if TYPE_CHECKING:
@@ -140,9 +141,9 @@ class EngineThread:
             await asyncio.to_thread(self._grammars.compile, params.structured_outputs)
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, news: asyncio.Event | None = None, traced: bool = False
+        self, prompt: Sequence[int], params: SamplingParams, news: News | None = None, traced: bool = False
     ) -> Answer:
-        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `Answer.admitted` raises."""
+        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `begun` raises."""
         self.check_room()
         answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)), news, traced)
         self._inbox.put(partial(self._add, answer, prompt, params))
@@ -238,7 +239,6 @@ class EngineThread:
         else:
             answer.sequence = sequence
             self._answers[sequence.id] = answer
-            self._tell(answer.admit)
 
     def _abort(self, answer: Answer, engine: "Engine") -> None:
         if answer.sequence is not None and (output := engine.abort(answer.sequence)) is not None:

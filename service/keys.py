@@ -5,12 +5,12 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runtime.errors import ConfigurationError
 from service.engine_thread import EngineThread
+from service.headers import header
 from service.openai_answer import error_body
 from service.page import STATIC
 
@@ -70,7 +70,7 @@ class KeyCheck:
         if scope["type"] != "http" or scope["path"] in OPEN or scope["path"].startswith(f"{STATIC}/"):
             await self._app(scope, receive, send)
             return
-        name = self._keys.name(Headers(scope=scope).get("authorization", ""))
+        name = self._keys.name(header(scope, b"authorization"))
         if name is None:
             message = "no API key, or none that this server knows: send Authorization: Bearer KEY"
             body = error_body(message, 401, code="invalid_api_key")

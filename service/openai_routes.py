@@ -3,26 +3,25 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import JSONResponse, Response
 
 from runtime.errors import GorgonError, ParameterError, UnknownModelError
 from runtime.prompts import Prompts
-from service.answer import Answer, Piece
-from service.client import Client
+from service.answer import Answer, Piece, begun
+from service.connection import Connection
 from service.direct import DirectRoute
 from service.doorkeeper import Asked
 from service.engine_thread import EngineThread
+from service.news import News
 from service.openai_answer import ChatShape, Choice, Envelope, TextShape, error_of, event
 from service.openai_document import ChatCompletion, Detokenized, Model, Models, OpenAIError, TextCompletion, Tokenized
 from service.openai_schema import ChatMessage, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.openai_schema import Request as Body
+from service.stream import Stream
 
 AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 STARTED = int(time.time())
@@ -94,52 +93,44 @@ async def detokenize(body: DetokenizeRequest, http: Request) -> JSONResponse:
     return JSONResponse({"prompt": await asyncio.to_thread(prompts.text, body.tokens)})
 
 
-class ChunkStream(StreamingResponse):
-    """Admitted answers as server-sent chunks; gives their rows back when the client goes."""
-
-    media_type = "text/event-stream"
+class ChunkStream(Stream):
+    """Answers that have begun, as server-sent chunks."""
 
     def __init__(
-        self, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event, body: Body, client: Client
+        self, envelope: Envelope, choices: Sequence[Choice], news: News, body: Body, connection: Connection
     ) -> None:
-        super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._envelope, self._choices, self._news, self._client = envelope, choices, news, client
-        self._shape, self._with_usage, self._all_along = envelope.shape, body.usage_at_the_end, body.usage_all_along
+        super().__init__(news, connection)
+        self._envelope, self._shape, self._choices = envelope, envelope.shape, choices
+        self._with_usage, self._all_along = body.usage_at_the_end, body.usage_all_along
+        self._running = list(choices)
+        self._begun = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with suppress(ClientDisconnect):
-                await self.stream_response(send)
-        finally:
-            _cancel(self._choices)
-            self._client.forget()
+    def take(self) -> tuple[list[bytes], bool]:
+        events = []
+        if not self._begun:
+            self._begun = True
+            events = [self._chunk(choice, part) for choice in self._choices for part in self._shape.begin(choice)]
+        for choice in list(self._running):
+            pieces, ended = choice.answer.take()
+            events += [self._chunk(choice, self._shape.piece(choice, piece)) for piece in pieces]
+            if not ended:
+                continue
+            self._running.remove(choice)
+            try:
+                choice.answer.check()
+            except GorgonError as error:
+                events.append(event(error_of(error)))
+                self._running = []
+                break
+            events.append(self._chunk(choice, self._shape.end(choice)))
+            if not self._running and self._with_usage:
+                events.append(self._envelope.chunk([], self._envelope.usage(), True))
+        if not self._running:
+            events.append(b"data: [DONE]\n\n")
+        return events, bool(self._running)
 
-    async def stream_response(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        events = [self._chunk(choice, part) for choice in self._choices for part in self._shape.begin(choice)]
-        running = list(self._choices)
-        while running:
-            await self._news.wait()
-            self._news.clear()
-            for choice in list(running):
-                pieces, ended = choice.answer.take()
-                events += [self._chunk(choice, self._shape.piece(choice, piece)) for piece in pieces]
-                if not ended:
-                    continue
-                running.remove(choice)
-                try:
-                    choice.answer.check()
-                except GorgonError as error:
-                    events.append(event(error_of(error)))
-                    running = []
-                    break
-                events.append(self._chunk(choice, self._shape.end(choice)))
-                if not running and self._with_usage:
-                    events.append(self._envelope.chunk([], self._envelope.usage(), True))
-            if not running:
-                events.append(b"data: [DONE]\n\n")
-            await send({"type": "http.response.body", "body": b"".join(events), "more_body": bool(running)})
-            events = []
+    def cancel(self) -> None:
+        _cancel(self._choices)
 
     def _chunk(self, choice: Choice, part: dict[str, Any]) -> bytes:
         usage = self._envelope.usage(choice) if self._all_along else None
@@ -199,53 +190,47 @@ def _check_room(engine: EngineThread, prompts: int, body: Body) -> None:
 
 async def _submit(
     engine: EngineThread, asked: Sequence[tuple[str, list[int]]], body: Body, limit: int
-) -> tuple[list[Choice], asyncio.Event]:
+) -> tuple[list[Choice], News]:
     """All choices of all prompts, or none of them; what they say first is beside each prompt."""
     params = [body.sampling(limit, i) for i in range(body.choices)]
     await engine.prepare(params[0])
     engine.check_room(len(asked) * len(params))
-    news = asyncio.Event()
+    news = News()
     answers = [(first, engine.submit(prompt, each, news, body.traced)) for first, prompt in asked for each in params]
     return [Choice(i, first, answer) for i, (first, answer) in enumerate(answers)], news
 
 
-async def _respond(
-    http: Request, body: Body, envelope: Envelope, choices: Sequence[Choice], news: asyncio.Event
-) -> Response:
+async def _respond(http: Request, body: Body, envelope: Envelope, choices: Sequence[Choice], news: News) -> Response:
     http.state.asked = Asked([choice.answer for choice in choices], body.choices)
-    client = Client(http.receive, partial(_leave, choices))
+    connection: Connection = http.state.connection
+    connection.when_lost(partial(_leave, choices))
     try:
-        await _admitted(choices)
+        await begun([choice.answer for choice in choices], news)
         if body.stream:
-            return ChunkStream(envelope, choices, news, body, client)
+            return ChunkStream(envelope, choices, news, body, connection)
         whole = await _whole([choice.answer for choice in choices], news)
     except BaseException:
         _cancel(choices)
-        client.forget()
+        connection.when_lost(None)
         raise
-    client.forget()
+    connection.when_lost(None)
     return JSONResponse(envelope.whole(whole))
 
 
-async def _admitted(choices: Sequence[Choice]) -> None:
-    for choice in choices:
-        await choice.answer.admitted()
-
-
-async def _whole(answers: Sequence[Answer], news: asyncio.Event) -> list[Piece]:
+async def _whole(answers: Sequence[Answer], news: News) -> list[Piece]:
     """Every answer from first to last; raises what ended one of them early."""
     said: list[list[Piece]] = [[] for _ in answers]
     running = set(range(len(answers)))
-    while running:
-        await news.wait()
-        news.clear()
+    while True:
         for i in sorted(running):
             pieces, ended = answers[i].take()
             said[i] += pieces
             if ended:
                 answers[i].check()
                 running.discard(i)
-    return [Piece.of(pieces) for pieces in said]
+        if not running:
+            return [Piece.of(pieces) for pieces in said]
+        await news.wait()
 
 
 def _cancel(choices: Sequence[Choice]) -> None:

@@ -3,7 +3,8 @@
 import json
 import re
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -22,10 +22,6 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from runtime.errors import ParameterError
 from runtime.params import SamplingParams, StructuredOutputs
-
-if TYPE_CHECKING:
-    from runtime.sampling import Logprobs
-    from runtime.sequence import Sequence
 
 _DEFAULTS: Any = SamplingParams()
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
@@ -134,22 +130,20 @@ class GenerateRequest(BaseModel):
             raise PydanticCustomError("raw_messages", "raw goes with prompt: messages need the chat template")
         return raw
 
-    _params: SamplingParams = PrivateAttr()
-
     @model_validator(mode="wrap")
     @classmethod
     def _in_range(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
         """Checks all ranges at once; each by itself only where one is wrong, to say which."""
         request = read(data)
         try:
-            request._params = SamplingParams(**{name: request._sampling(name) for name in _SAMPLING})
+            request.params  # noqa: B018  # is kept
         except ParameterError:
             raise ValidationError.from_exception_data(cls.__name__, request._wrong()) from None
         return request
 
-    @property
+    @cached_property
     def params(self) -> SamplingParams:
-        return self._params
+        return SamplingParams(**{name: self._sampling(name) for name in self.model_fields_set.intersection(_SAMPLING)})
 
     def _sampling(self, name: str) -> Any:
         """Raises ParameterError."""
@@ -206,11 +200,6 @@ class Logprob(TokenLogprob):
 
     top: list[TokenLogprob]
 
-    @classmethod
-    def of(cls, entry: "Logprobs") -> Self:
-        top = [TokenLogprob(token=token, logprob=logprob) for token, logprob in entry.top]
-        return cls(token=entry.token, logprob=entry.logprob, top=top)
-
 
 class GenerateResponse(BaseModel):
     """A whole answer; the last event of a stream has the same fields, its text empty."""
@@ -222,22 +211,3 @@ class GenerateResponse(BaseModel):
     logprobs: list[Logprob] | None = Field(
         None, description="Of each token, if asked for; in a stream they come with the texts."
     )
-
-    @classmethod
-    def of(
-        cls, text: str, finish_reason: str | None, sequence: "Sequence", logprobs: "tuple[Logprobs, ...]" = ()
-    ) -> Self:
-        decoded = len(sequence.tokens) - 1  # tokens that decode steps emitted
-        values = {
-            "text": text,
-            "finish_reason": finish_reason,
-            "usage": {"prompt_tokens": len(sequence.prompt), "completion_tokens": len(sequence.tokens)},
-            "speculation": {
-                "steps": sequence.steps,
-                "drafted": sequence.drafted,
-                "accepted": sequence.accepted,
-                "tokens_per_step": decoded / sequence.steps if sequence.steps else None,
-            },
-            "logprobs": [Logprob.of(entry) for entry in logprobs] or None,
-        }
-        return cls.model_validate(values)

@@ -159,7 +159,7 @@ def load_prompts(options: argparse.Namespace) -> tuple[list[str], str]:
 
 
 def all_versions() -> dict[str, str]:
-    return versions() | {package: version(package) for package in ("aiohttp", "uvloop")}
+    return versions() | {package: version(package) for package in ("httptools", "uvloop")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 The same closed load goes over HTTP to a server started for it, and to an engine in this process, in turns: pairs of
 runs compare throughput and time to the first token. Over HTTP it also says which part of the steps the engine spends
-outside the model (host), what processor time the event loop takes, and how many requests a second `/health` and
-`/metrics` answer under that load, in runs of their own. The client shares the machine with both.
+outside the model (host), what processor time the event loop and the client take, and how many requests a second
+`/health` and `/metrics` answer under that load, in runs of their own. The client shares the machine with the server, so
+what it takes is counted as HTTP's; so is the encoding of prompts, which the engine's runs have done before they begin.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,11 +37,12 @@ TIMEOUT = 600.0  # seconds that a client waits for an event
 NAMES = (
     "streams", "engine, tokens/s", "over HTTP, tokens/s", "HTTP over engine", "first token over HTTP, ms",
     "later than the engine's, ms", "host share", "event loop, ms a request",
+    "client, ms a request",
     *(f"{path}, requests/s" for path in PROBES),
 )  # fmt: skip
 NOTE = (
     "medians over runs [quartiles]; ratios: median over pairs of runs (interval, its confidence). Host share: of the"
-    " steps' time, outside decoder and heads; event loop: processor time of its thread"
+    " steps' time, outside decoder and heads; event loop, client: processor time"
 )
 
 
@@ -64,13 +67,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One load over HTTP and in the engine; `host` and `loop_ms` are of the run over HTTP."""
+    """One load over HTTP and in the engine; `host`, `loop_ms` and `client_ms` are of the run over HTTP."""
 
     clients: int
     http: LoadRun
     engine: LoadRun
     host: float  # share of the steps' time
     loop_ms: float  # processor time of the event loop's thread, a request
+    client_ms: float  # of the client's process
     probes: list[Probed]
 
 
@@ -111,13 +115,13 @@ def measure(
     """Every other pair begins with the engine."""
     requests = draw(load, prompts, count, max_tokens, turn)
     runs: dict[str, LoadRun] = {}
-    host = loop = 0.0
+    host = loop = client = 0.0
     ways: tuple[Literal["http", "engine"], ...] = ("http", "engine") if turn % 2 else ("engine", "http")
     for via in ways:
-        before, began = health(server.url)[1], _loop_seconds(server)
+        before, began, own = health(server.url)[1], _loop_seconds(server), time.process_time()
         runs[via] = bench.run(Setting(load, "auto", via), requests, turn)
         if via == "http":
-            loop = _loop_seconds(server) - began
+            client, loop = time.process_time() - own, _loop_seconds(server) - began
             after = health(server.url)[1]
             outside, inside = (after[name] - before[name] for name in ("host_seconds", "session_seconds"))
             host = outside / (outside + inside)
@@ -126,7 +130,8 @@ def measure(
         with Probe(server.url, path) as probe:
             bench.run(Setting(load, "auto"), requests, turn)
         probes.append(probe.result)
-    return Pair(load.clients, runs["http"], runs["engine"], host, loop / len(requests) * 1e3, probes)
+    loop_ms, client_ms = (seconds / len(requests) * 1e3 for seconds in (loop, client))
+    return Pair(load.clients, runs["http"], runs["engine"], host, loop_ms, client_ms, probes)
 
 
 def _loop_seconds(server: StartedServer) -> float:
@@ -155,5 +160,6 @@ def _row(clients: int, pairs: Sequence[Pair]) -> tuple[str, ...]:
         spread(Spread.of([(pair.http.first.p50 - pair.engine.first.p50) * 1e3 for pair in pairs]), 1),
         spread(Spread.of([pair.host * 100 for pair in pairs]), 0) + " %",
         spread(Spread.of([pair.loop_ms for pair in pairs]), 2),
+        spread(Spread.of([pair.client_ms for pair in pairs]), 2),
         *(spread(Spread.of([pair.probes[i].per_second for pair in pairs]), 0) for i in range(len(PROBES))),
     )

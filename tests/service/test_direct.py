@@ -19,6 +19,26 @@ def test_a_good_body_goes_the_short_way(server: Serving, monkeypatch: pytest.Mon
         assert server.client.post("/generate", content=text, headers={"content-type": kind}).status_code == 200
 
 
+def test_a_good_body_passes_no_layer_of_fastapi(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unwanted(*_: object) -> None:
+        raise AssertionError("a layer of FastAPI")
+
+    monkeypatch.setattr("fastapi.FastAPI.__call__", unwanted)
+    assert server.events(prompt="abc", max_tokens=3)[-1]["usage"]["completion_tokens"] == 3
+    assert server.client.post("/v1/chat/completions", json=CHAT).status_code == 200
+
+
+def test_what_fails_on_the_short_way_is_answered_as_on_the_long(server: Serving) -> None:
+    """Each once: a body is not read again, and nothing is asked for twice."""
+    for path, status in (("/generate", 400), ("/v1/chat/completions", 404)):
+        body = {"prompt": "a" * 1000, "raw": True} if path == "/generate" else CHAT | {"model": "other"}
+        response = server.client.post(path, json=body)
+        assert response.status_code == status and response.json()["error"]
+    counts = [line for line in server.client.get("/metrics").text.splitlines() if "http_responses_total{" in line]
+    assert sum('path="/generate",status="400"} 1.0' in line for line in counts) == 1, counts
+    assert sum('path="/v1/chat/completions",status="404"} 1.0' in line for line in counts) == 1, counts
+
+
 def test_all_that_is_out_of_range_is_named(server: Serving) -> None:
     response = server.generate(prompt="abc", top_p=2.0, max_tokens=0)
     assert response.status_code == 422

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -30,6 +31,27 @@ def test_a_running_sequence_ends_with_the_step_that_runs(stream: bool) -> None:
         assert session.runs == 4
         session.let(float("inf"))
         assert server.generate(**LONG).json()["usage"]["completion_tokens"] == 100
+
+
+def test_a_client_whose_large_body_came_late() -> None:
+    """uvicorn reads no more while that much waits to be taken, and who does not read hears of no end."""
+    session = HeldSession(rows=2, allowed=1)
+    chat = {"model": "fake", "messages": [{"role": "user", "content": "abc"}], "user": "x" * 100_000}
+    content = json.dumps(chat | {"ignore_eos": True}).encode()
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
+    with serving(lambda: engine_on(session)) as server:
+        with socket.create_connection(server.address, SECONDS) as connection:
+            connection.sendall(head % len(content) + content[:10])
+            eventually(lambda: len(server.server.server_state.tasks) == 1)
+            time.sleep(0.05)  # until the body is waited for
+            server.thread._loop.call_soon_threadsafe(time.sleep, 0.2)
+            connection.sendall(content[10:])  # all of it is there when the server reads again
+            session.await_begun(2)
+        await_cancelled(server, 1)
+        session.let(float("inf"))
+        await_free(server)
 
 
 def test_a_waiting_request_leaves_the_queue() -> None:

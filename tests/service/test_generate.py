@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from runtime.engine import Engine
 from runtime.params import EngineConfig, SamplingParams
 from service.answer import Answer, Piece
 from service.app import EventStream
-from service.client import Client
+from service.news import News
+from service.schema import GenerateResponse
 from tests.fake import fake_cost, fake_manifest, fake_tokenizer
 from tests.service.serving import (
     HeldSession,
@@ -38,6 +40,7 @@ def test_answers_whole_and_streamed_alike(server: Serving) -> None:
     for key in ("finish_reason", "usage"):
         assert events[-1][key] == whole[key]
     assert events[-1].keys() == whole.keys() == {"text", "finish_reason", "usage", "speculation"}
+    assert GenerateResponse.model_validate(whole, strict=True).model_dump(exclude_none=True) == whole, "as documented"
     assert events[-1]["text"] == ""
 
 
@@ -127,7 +130,8 @@ def test_what_is_there_at_once_goes_out_as_one_piece() -> None:
             answer.push(Piece(text))
         answer.end(None)
         silent: Any = asyncio.Event().wait
-        await EventStream(answer, sequence, Client(silent, answer.leave))({"type": "http"}, silent, send)
+        connection: Any = SimpleNamespace(when_lost=lambda call: None)
+        await EventStream(answer, sequence, connection)({"type": "http"}, silent, send)
 
     asyncio.run(stream())
     start, body = sent
@@ -135,6 +139,31 @@ def test_what_is_there_at_once_goes_out_as_one_piece() -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in body["body"].decode().split("\n\n")[:-1]]
     assert events[:2] == [{"text": "a"}, {"text": "b"}]
     assert events[2]["usage"] == {"prompt_tokens": 3, "completion_tokens": 3}
+
+
+def test_news_wake_once() -> None:
+    async def follow() -> list[str]:
+        news, seen = News(), []
+
+        async def listen() -> None:
+            for _ in range(2):
+                await news.wait()
+                seen.append("woken")
+
+        listener = asyncio.create_task(listen())
+        await asyncio.sleep(0)
+        news.tell()
+        news.tell()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        seen.append("silence")
+        listener.cancel()
+        await asyncio.wait([listener])
+        news.tell()
+        await asyncio.wait_for(news.wait(), 1)  # told before, and nobody waited
+        return seen
+
+    assert asyncio.run(follow()) == ["woken", "silence"]
 
 
 @pytest.mark.parametrize("speculation", ["off", 16])

@@ -24,7 +24,7 @@ def test_what_http_costs(
     for pair in pairs:
         assert pair["http"]["tokens"] == pair["engine"]["tokens"] > 0, "the same answers both ways"
         assert pair["http"]["completed"] == pair["engine"]["completed"] == 4
-        assert 0 < pair["host"] < 1 and pair["loop_ms"] >= 0
+        assert 0 < pair["host"] < 1 and pair["loop_ms"] >= 0 and pair["client_ms"] > 0
         assert [probe["path"] for probe in pair["probes"]] == ["/health", "/metrics"]
         assert all(probe["answered"] > 0 and probe["seconds"] > 0 for probe in pair["probes"])
     text = capsys.readouterr().out
