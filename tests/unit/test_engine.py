@@ -1,6 +1,7 @@
 """The engine on a fake model: whatever arrives, leaves or fails, every answer is plain decoding's."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,14 @@ def run_to_end(engine: Engine) -> list[Output]:
         outputs += engine.step()
         engine.check_integrity()
     return outputs
+
+
+@pytest.mark.parametrize(("form", "chunk"), [("ragged", 256), ("padded", 64)])
+def test_prompts_come_in_by_the_graphs_form_unless_configured(form: str, chunk: int) -> None:
+    session = FakeSession(rows=1)
+    session.manifest = replace(session.manifest, form=form)
+    assert engine_of(session, rows=1, chunk=0).config.chunk == chunk
+    assert engine_of(session, rows=1, chunk=9).config.chunk == 9
 
 
 @pytest.mark.parametrize("speculation", ["off", 2, 4, 16, 63, 64, "auto"])
