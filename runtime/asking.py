@@ -91,12 +91,12 @@ class Asking:
         What is `hurried` is looked at because it disappoints, and says less of what is typical.
         """
         row, chance = nodes.row[nodes.by_heads], nodes.chance[nodes.by_heads]
-        weight = TYPICAL[hurried]
+        weight, certain = TYPICAL[hurried], self._seen >= SEEN
         for i in asked:
             newest = np.zeros(REMEMBERED)
             own = chance[row == i][:REMEMBERED]
             newest[: len(own)] = own
-            habits[i].remember(newest, self._typical)
+            habits[i].remember(newest, self._typical, certain)
             self._seen += 1
             self._typical = self._typical + weight * (newest - self._typical)
 

@@ -9,6 +9,7 @@ from runtime.lookup import Lookup
 
 REMEMBERED = 24  # of a draft's values
 RECENT = 0.2, 0.4  # weight of the newest draft among those remembered, and while its trust is falling
+SURPRISING = 0.7  # weight of its first draft, as long as little is known of what is typical
 PATIENCE = (32, 256)  # steps without heads before they are tried again: at first, and at most
 TRUST = (0.05, 1.5)  # what one sequence may be surer or less sure than its drafts say
 TRUST_PRIOR, TRUST_MEMORY = 8.0, 60.0  # in expected successes
@@ -56,10 +57,15 @@ class Habit:
         """Whether less than half of what its drafts claimed came true."""
         return self.right < self.expected / 2
 
-    def remember(self, values: np.ndarray, typical: np.ndarray) -> None:
-        """The chances [REMEMBERED] of its newest draft's best nodes, best first, beside what was to be expected."""
-        weight = RECENT[self.young and self.poor]
-        known = typical if self.values is None else self.values
+    def remember(self, values: np.ndarray, typical: np.ndarray, certain: bool) -> None:
+        """The chances [REMEMBERED] of its newest draft's best nodes, best first, beside what is `typical`.
+
+        It is `certain` once enough drafts were seen.
+        """
+        if self.values is None:
+            known, weight = typical, RECENT[0] if certain else SURPRISING
+        else:
+            known, weight = self.values, RECENT[self.young and self.poor]
         self.values = known + weight * (values - known)
 
     def decide(self, pays: bool, steps: int, may_try: bool, overdue: bool = False) -> None:

@@ -15,6 +15,7 @@ from runtime.session import Batch
 from runtime.stats import Decisions
 
 BUDGET_AFTER = 0.004, 0.002  # seconds in the session until the next budget: usually, and where drafts disappoint
+BUDGET_ROW = 0.001  # and more for each further row
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
 HOST = 2, 5  # rows that what a step of any size takes outside the session is worth: plain, drafting
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
@@ -37,9 +38,9 @@ class Pace:
         self._unplanned = 0.0  # and since a budget
         self._heads_timed = 0.0  # of `seconds`, when a run of the heads was learnt from
 
-    def budget_is_due(self, disappointing: bool = False) -> bool:
-        """Whether a step should have a budget of its own; those before it take nodes of like value."""
-        return self._unplanned >= BUDGET_AFTER[disappointing]
+    def budget_is_due(self, rows: int, disappointing: bool = False) -> bool:
+        """Whether a step of so many rows should have a budget of its own; those before it take nodes of like value."""
+        return self._unplanned >= BUDGET_AFTER[disappointing] + BUDGET_ROW * (rows - 1)
 
     def ran(self, batch: Batch, decoding: int, seconds: float) -> None:
         """Learns from a decoder run, in which so many rows decoded, that took so long."""

@@ -149,14 +149,14 @@ class Speculator:
         kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
         last = self._budgets.get(kind)
         disappoint = _most(h.young and h.poor for h in habits)
-        due = self._pace.budget_is_due(disappoint) or any(h.tried for h in habits)
+        due = self._pace.budget_is_due(len(habits), disappoint) or any(h.tried for h in habits)
         if last and self._pace.seconds < last.outdated and not due:
             if len(most) == 1:
                 most = [min(most[0], max(last.most, candidates.count(last.beyond)))]
             return candidates.build(candidates.best(most, _least(fixed, last.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
-        self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due())
+        self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due(len(habits)))
         load = _load(plan)
         prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
         keep, last = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
