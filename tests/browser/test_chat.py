@@ -124,7 +124,7 @@ def test_the_same_question_with_speculation_off_beside_it(page: Page, demo: Serv
     assert page.texts("article:last-child .answer h3") == ["Speculation auto", "Speculation off"]
     assert all("ms in all" in figures for figures in page.texts(".figures"))
     assert not page.run("document.querySelectorAll('.answer:nth-child(2) [data-depth]').length"), "nothing drafted"
-    assert page.run("!!charts.querySelector('polyline.off')")
+    page.until("charts.querySelector('polyline.off')")
     page.click("#replay")
     ask(page)
     assert len(chats(page)) == 5
@@ -153,13 +153,13 @@ def test_a_stop_in_mid_stream_frees_the_row(page: Page, how: str) -> None:
         ask(page, "abcdef", wait=False)
         session.await_begun(5)
         page.until(f"document.querySelector('{TEXT}')?.textContent")
-        said = answer(page)
         assert page.text("#send") == "Stop" and server.thread.live == 1
         if how == "button":
             page.click("#send")
         else:
             page.press("Escape")
         page.until(DONE)
+        said = answer(page)  # what had come by then: nothing is added to it
         await_cancelled(server, 1)
         session.let(5)  # the step that ran
         eventually(lambda: server.thread.live == 0 and server.health()[1]["rows_in_use"] == 0)
