@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from tokenizers import Tokenizer
 
@@ -22,25 +21,12 @@ from export.reference import Reference, chain, log_softmax
 from runtime import graphs
 from runtime.native.library import Library
 from tests.conftest import CHECKPOINT, HEADS
+from tests.native.opened import opened, operators
 from tests.native.products import Matrix, multiply
 
 SHAPES = ((256, 64), (300, 37), (5, 1))  # inputs, outputs
 VOCABS = (10, 64, 100, 640, 4099)
 TOP_K = 10
-
-
-def opened(file: Path, library: Library | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 2, 4
-    options.optimized_model_filepath = str(file.with_suffix(".optimized"))
-    if library is not None:
-        options.register_custom_ops_library(str(library.file))
-    return ort.InferenceSession(str(file), options)
-
-
-def operators(file: Path) -> list[str]:
-    """Those that the session opened last has."""
-    return [node.op_type for node in onnx.load(file.with_suffix(".optimized"), load_external_data=False).graph.node]
 
 
 def products(file: Path, shape: tuple[int, int], layers: int) -> list[Matrix]:
