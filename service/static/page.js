@@ -104,12 +104,19 @@ function look(answer) {
 }
 
 let atEnd = true; // the reader has not scrolled up
+let seen = 0; // scrollY when it was looked at last
 addEventListener("scroll", () => {
-  atEnd = innerHeight + scrollY > document.documentElement.scrollHeight - 80;
+  // Told a frame later: that the end is far may be what came since, and no reader's doing.
+  if (innerHeight + scrollY > document.documentElement.scrollHeight - 80) atEnd = true;
+  else if (scrollY < seen) atEnd = false;
+  seen = scrollY;
 });
 
 function follow(always = false) {
-  if ((always || atEnd) && (always || running)) scrollTo(0, document.documentElement.scrollHeight);
+  if (always) atEnd = true;
+  else if (!atEnd || !running) return;
+  scrollTo(0, document.documentElement.scrollHeight);
+  seen = scrollY;
 }
 
 function fit() {

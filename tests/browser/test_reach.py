@@ -170,6 +170,28 @@ def test_on_a_phone(page: Page, demo: Serving) -> None:
     assert page.run(narrow) and page.run("settings.getBoundingClientRect().right <= 360")
 
 
+def test_the_page_follows_what_comes_unless_its_reader_looks_up(page: Page, demo: Serving) -> None:
+    page.size(360, 500, phone=True)
+    visit(page, demo, **DRAFTING)
+    for question in ("What does os.path.join do?", "What does os.path.split do?"):
+        ask(page, question)
+    frames = "new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+    page.run(f"scrollBy(0, -60), {frames}")
+    # told of this scrolling, the page has an answer more already
+    page.run(f"scrollBy(0, 30), document.getElementById('replay').click(), {frames}")
+    page.until(f"{COMPARED} && {DONE}")
+    page.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 1")
+    page.click("#replay")
+    page.run(f"scrollTo(0, 0), {frames}")
+    page.run(
+        "new MutationObserver((_, observer) => { window.up = scrollY > 0; scrollTo(0, 0); observer.disconnect() })"
+        ".observe(document.getElementById('conversation'), {childList: true}), null"
+    )
+    ask(page)
+    page.run(frames)
+    assert page.run("window.up && scrollY === 0"), "who looks up is left there"
+
+
 def test_a_word_that_is_wider_than_a_phone(page: Page) -> None:
     page.size(360, 740, phone=True)
     manifest = fake_manifest(chat_template="{{ messages[0].content }}")
