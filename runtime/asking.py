@@ -19,7 +19,7 @@ from runtime.load import Load
 from runtime.pace import Pace
 from runtime.tree import Universe
 
-DECIDE_EVERY = 8  # steps between decisions on the heads, while as many rows may draft
+DECIDE_EVERY = 8, 32  # steps between decisions on the heads, while as many rows may draft: at first; while it is clear
 CHANGED_AFTER = 0.004  # seconds in the session between them, where not as many may
 OVERDUE = 0.02, 0.003  # of the time in the session, below which they are tried however short the sequences are
 SEEN = 16  # sequences' drafts until that is the latter: before, little is known of what is typical
@@ -32,7 +32,7 @@ class Asking:
         self.heads = heads
         self._acceptance, self._pace = acceptance, pace
         self._depths = Depths(heads)
-        self._age = DECIDE_EVERY  # steps since it was decided
+        self._age = self._wait = DECIDE_EVERY[0]  # steps since it was decided, and between decisions
         self._decided = 0, 0.0  # by then: rows, seconds in the session
         self._pays = True  # for anyone, by that decision
         self._tried = 0.0  # seconds in the session when the heads last ran
@@ -49,7 +49,7 @@ class Asking:
         self._age += 1
         rows, seconds = self._decided
         changed = not rows <= 1.5 * len(habits) <= 2.25 * rows and self._pace.seconds - seconds >= CHANGED_AFTER
-        if self._age >= DECIDE_EVERY or changed:
+        if self._age >= self._wait or changed:
             return False
         for habit in habits:
             if habit.values is None:
@@ -57,8 +57,13 @@ class Asking:
             habit.end_trial()
         return True
 
-    def decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load) -> None:
-        """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them."""
+    def decide(
+        self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load, proven: bool = False
+    ) -> None:
+        """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them.
+
+        Where drafts are `proven` to come true and clearly pay for all, it is decided more rarely.
+        """
         steps, now = self._age, self._pace.seconds
         nodes = self._outlook(habits, matched)
         prices = self._pace.prices(load, self._depths.share(len(habits)))
@@ -68,6 +73,9 @@ class Asking:
             # Lately it was faster than plain decoding would be: chances on the average promise less than those of each
             # step, of which the best are taken.
             drafts = {i for i, habit in enumerate(habits) if (habit.heads or habit.values is None) and not habit.poor}
+        first, most = DECIDE_EVERY
+        clear = proven and choice.clear and len(drafts) == len(habits)
+        self._wait = min(2 * self._wait, most) if clear else first
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), now)
         runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
         share = float(self._pace.cost.heads(len(habits))) / max(now - self._tried, 1e-9)

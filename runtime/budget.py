@@ -17,6 +17,7 @@ from runtime.cost import CostModel
 from runtime.load import Load
 
 LEAST_LEFT = 0.1  # of a token's worth, once the time to hand it out is paid
+CLEAR = 1.2  # times what plain decoding gives, from which on it is no matter of small errors whether drafts pay
 AHEAD = 8  # nodes beyond a choice whose price is looked at
 STEPS = np.arange(1, AHEAD + 1)
 
@@ -49,10 +50,12 @@ class Prices:
 class Choice:
     """So many of the best nodes, where time is worth `rate` tokens a second: what plain decoding gives at least.
 
-    The last one was worth its time from a chance of `last_price` on, the next ones would be from `next_price` on.
+    The last one was worth its time from a chance of `last_price` on, the next ones would be from `next_price` on. It is
+    `clear` that they pay if they are expected to give CLEAR times as many tokens a second as none.
     """
 
     nodes: int
+    clear: bool
     rate: float
     last_price: float
     next_price: float
@@ -78,17 +81,18 @@ def best(
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
     ask = _from(0, _firsts(row, nodes.by_heads).cumsum()) if asked is None else np.array([asked])
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
-    plain = float(seconds[0]) + prices.plain + float(gain[0]) * prices.token
+    plain = float(gain[0]) / (float(seconds[0]) + prices.plain + float(gain[0]) * prices.token)  # tokens a second
     drafted = seconds + (cost.heads(ask, prices.share) + np.where(ask > 0, prices.drafting, prices.plain))
     seconds = drafted + gain * prices.token
-    known = prices.rate and max(prices.rate, float(gain[0]) / plain)
+    known = prices.rate and max(prices.rate, plain)
     chosen = int((gain - known * seconds if known else gain / seconds).argmax())
     rate = known or float(gain[chosen] / seconds[chosen])
     price = rate / max(1.0 - rate * prices.token, LEAST_LEFT)  # chance that pays for a second
     last_price = price * float(drafted[chosen] - drafted[chosen - 1]) if chosen else 1.0
     further = (drafted[chosen + 1 : chosen + 1 + AHEAD] - drafted[chosen]) / STEPS[: len(drafted) - chosen - 1]
     next_price = price * float(further.max()) if len(further) else 1.0
-    return Choice(chosen, rate, last_price, next_price)
+    clear = bool(chosen and gain[chosen] >= CLEAR * plain * seconds[chosen])
+    return Choice(chosen, clear, rate, last_price, next_price)
 
 
 def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:

@@ -38,9 +38,12 @@ class Pace:
         self._unplanned = 0.0  # and since a budget
         self._heads_timed = 0.0  # of `seconds`, when a run of the heads was learnt from
 
-    def budget_is_due(self, rows: int, disappointing: bool = False) -> bool:
-        """Whether a step of so many rows should have a budget of its own; those before it take nodes of like value."""
-        return self._unplanned >= BUDGET_AFTER[disappointing] + BUDGET_ROW * (rows - 1)
+    def budget_is_due(self, rows: int, disappointing: bool = False, lasts: int = 1) -> bool:
+        """Whether a step of so many rows should have a budget of its own; those before it take nodes of like value.
+
+        The last one `lasts` so many times as long as usual.
+        """
+        return self._unplanned >= lasts * (BUDGET_AFTER[disappointing] + BUDGET_ROW * (rows - 1))
 
     def ran(self, batch: Batch, decoding: int, seconds: float) -> None:
         """Learns from a decoder run, in which so many rows decoded, that took so long."""

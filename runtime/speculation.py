@@ -10,7 +10,7 @@ Dimension words: [rows] sequences that may draft, [nodes] candidates, best first
 import math
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from runtime.asking import Asking
 from runtime.budget import Nodes, Prices, best, with_trees
 from runtime.forest import LOOKUP, NEVER, Candidates, Forest
 from runtime.grammar import Matcher
+from runtime.habit import Habit
 from runtime.load import Load
 from runtime.pace import Pace
 from runtime.pruning import prune, refused_first
@@ -31,6 +32,7 @@ from runtime.tree import DEPTH_COST, Tree, Universe, lone
 NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once most sequences are known
 OUTDATED = 0.1  # seconds in the session after which a budget says nothing of steps like its own
+STEADY = 4  # times as long as the first one that budgets last which say the same as those before them
 LEAST_CHANCE = 0.01  # of a node to be accepted; nodes below it are left out of what pays
 LEAST_VALUE = math.log(LEAST_CHANCE)
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
@@ -47,6 +49,14 @@ class Budget:
     beyond: float  # but for those of such a value: one more could cost much more
     rate: float  # tokens that a second is worth
     outdated: float  # seconds in the session by then
+    clear: bool  # that drafts pay
+    lasts: int = 1  # times as long as usual
+
+    def after(self, last: "Budget | None") -> "Budget":
+        """It lasts twice as long as the last one of its kind if that said about the same, and drafts clearly pay."""
+        if last is None or not self.clear or abs(self.most - last.most) > 1 + last.most // 8:
+            return self
+        return replace(self, lasts=min(2 * last.lasts, STEADY))
 
 
 class Speculator:
@@ -62,6 +72,7 @@ class Speculator:
         self._candidates = Candidates(self._universe, self._acceptance)
         self._asking = Asking(len(accuracy), self._universe, self._acceptance, pace)
         self._depth = len(accuracy)  # heads that this step runs, if any
+        self._common = Habit(nodes=1, fixed=False, lookup=None)  # of all sequences, as if they were one
         self._steps = 0
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
@@ -123,6 +134,11 @@ class Speculator:
         self._acceptance.observe(known.cells[tried], claimed[tried], accepted[tried])
         for habit, should, path in zip(habits, np.add.reduceat(claimed, start).tolist(), walked, strict=True):
             habit.learn(should, len(path) - 1)
+            self._common.learn(should, len(path) - 1)
+
+    def _proven(self, habits: list[Habit]) -> bool:
+        """Whether drafts come true, those of all sequences and of each of these, as far as that was seen."""
+        return not (self._common.young or self._common.poor or any(habit.poor for habit in habits))
 
     def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest | None:
         """Trees for these sequences, None where there is nothing to draft from."""
@@ -133,7 +149,8 @@ class Speculator:
             asked = list(range(len(habits))) if self._asking.heads else []
         else:
             if not self._asking.carry_on(habits):
-                self._asking.decide(habits, [matched for matched, _ in found], _lengths(sequences), _load(plan))
+                matched = [matched for matched, _ in found]
+                self._asking.decide(habits, matched, _lengths(sequences), _load(plan), self._proven(habits))
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         if not asked and not any(matched for matched, _ in found):
             return None
@@ -149,7 +166,8 @@ class Speculator:
         kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
         last = self._budgets.get(kind)
         disappoint = _most(h.young and h.poor for h in habits)
-        due = self._pace.budget_is_due(len(habits), disappoint) or any(h.tried for h in habits)
+        lasts = last.lasts if last and not disappoint else 1
+        due = self._pace.budget_is_due(len(habits), disappoint, lasts) or any(h.tried for h in habits)
         if last and self._pace.seconds < last.outdated and not due:
             if len(most) == 1:
                 most = [min(most[0], max(last.most, candidates.count(last.beyond)))]
@@ -159,11 +177,11 @@ class Speculator:
         self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due(len(habits)))
         load = _load(plan)
         prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
-        keep, last = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
-        self._budgets[kind] = last
+        keep, budget = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
+        self._budgets[kind] = budget.after(last) if self._proven(habits) else budget
         if asked and not any(fixed):
             depth = self._universe.depth.take(slot, mode="clip")  # of a continuation nothing is asked
-            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, last.rate)
+            self._asking.chosen(len(asked), self._depth, nodes, keep, depth, budget.rate)
         return candidates.build(candidates.places(row[keep], slot[keep]))
 
     def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
@@ -207,7 +225,7 @@ class Speculator:
             next_one = float(others.chance[choice.nodes]) if choice.nodes < len(free) else 0.0
             price = choice.last_price if len(lengths) == 1 else (last + next_one) / 2
             least = math.log(max(price, LEAST_CHANCE))
-        return keep, Budget(least, choice.nodes + 1, beyond, choice.rate, self._pace.seconds + OUTDATED)
+        return keep, Budget(least, choice.nodes + 1, beyond, choice.rate, self._pace.seconds + OUTDATED, choice.clear)
 
 
 def _most(are: Iterable[bool]) -> bool:
