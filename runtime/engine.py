@@ -78,6 +78,7 @@ class Engine:
         self._ready: list[Output] = []  # of sequences that ended without a step
         self._in_session = 0.0  # seconds of this step
         self._giving = 0.0  # seconds in which its tokens were chosen and handed out
+        self._heads_took = float(cost.heads(1))  # seconds, when they last ran
         self._meanwhile: Callable[[], None] | None = None  # what is still to be called in this step
 
     @classmethod
@@ -270,11 +271,11 @@ class Engine:
             call()
 
     def _heads(self, rows: list[int], depth: int) -> Draft:
-        if self._pace.cost.heads(len(rows)) >= MEANWHILE:
+        if self._heads_took >= MEANWHILE:
             self._about_to_run()
         began = self._clock()
         draft = self.session.heads(rows, depth)
-        seconds = self._clock() - began
+        seconds = self._heads_took = self._clock() - began
         self._in_session += seconds
         self._pace.heads_ran(len(rows), depth / self.manifest.medusa_heads, seconds)
         return draft

@@ -100,7 +100,8 @@ class Candidates:
         if len(asked) < rows:
             self._chance[:, :ranks] = ABSENT
             index = np.asarray(asked)
-        self._chance[:, proposed:ranks] = ABSENT
+        if proposed < ranks:
+            self._chance[:, proposed:ranks] = ABSENT
         shape = (len(asked), proposed)
         self._chance[index, :proposed] = chance.reshape(shape)
         self._cell[index, :proposed] = cells.reshape(shape)
@@ -180,6 +181,8 @@ class Candidates:
 
     def build(self, places: np.ndarray) -> Forest:
         """The trees of chosen slots, which hold every chosen slot's parent: depth-first, continuations last."""
+        if self._rows == 1 and not self._continued:
+            return self._build_one(places)
         row, slot = np.divmod(places, self._slots)
         start = places.searchsorted(self._edges[: self._rows + 1])
         number = self._number_of
@@ -209,6 +212,17 @@ class Candidates:
             n = end - first
             trees.append(Tree(tokens[first:end], [-1, *parents[first + 1 : end]], depth[first:end], above[i, :n, :n]))
         return Forest(trees, start, parent, places, sources, self._continued)
+
+    def _build_one(self, slot: np.ndarray) -> Forest:
+        """The only row's tree of paths [chosen] of the universe: what `build` comes to, in half of its time."""
+        number = self._number_of
+        number[slot] = np.arange(len(slot))
+        parent = number.take(self._usual_parent.take(slot))
+        sources = self._usual_source.take(slot)
+        above = self._universe.ancestors[slot[:, None], slot]
+        tokens, parents = self._token.take(sources).tolist(), [-1, *parent[1:].tolist()]
+        tree = Tree(tokens, parents, self._depth.take(slot), above)
+        return Forest([tree], np.array([0, len(slot)]), parent, slot, sources, False)
 
     def known(self, forest: Forest) -> Known:
         """Of a forest of this step."""

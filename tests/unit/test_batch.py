@@ -37,3 +37,19 @@ def test_an_odd_step_gets_one_token_more_when_asked() -> None:
 def test_a_chunk_of_one_stays_alone() -> None:
     batch, _ = Packer(exact=True, even=False, widest=8).pack([(0, [4])])
     assert batch.ancestors[0].tolist() == [[True, False], [False, False]] and batch.depth.tolist() == [0]
+
+
+def test_a_tree_alone_is_packed_as_beside_others() -> None:
+    for exact in (True, False):
+        for even in (True, False):
+            packer = Packer(exact, even, widest=8)
+            for work in (TREE, lone(6)):
+                alone, first = packer.pack([(5, work)])
+                beside, _ = packer.pack([(5, work), (0, [1, 2, 3])])
+                n = len(work.tokens)
+                assert first == [0] and alone.wanted.tolist() == list(range(n)) == beside.wanted[:n].tolist()
+                assert alone.length.tolist() == [5] and alone.count.tolist() == [n + (exact and even and n % 2)]
+                assert np.array_equal(alone.tokens[:n], beside.tokens[:n])
+                assert np.array_equal(alone.depth[:n], beside.depth[:n])
+                assert np.array_equal(alone.ancestors[0, :n, :n], beside.ancestors[0, :n, :n])
+                assert alone.ancestors.shape[1] == max(2 if exact else 1, int(alone.count[0]))

@@ -121,6 +121,21 @@ def test_rows_may_have_different_sizes_and_none() -> None:
     assert [len(tree.tokens) for tree in forest.trees] == [2, 64, 1]
 
 
+@pytest.mark.parametrize("ties", [0.0, 0.3])
+def test_a_row_alone_has_the_tree_that_it_has_beside_others(ties: float) -> None:
+    rng = np.random.default_rng(11)
+    for size in (1, 2, 6, 17, 64):
+        draft = random_draft(rng, 2, ties)
+        both = grown(draft, [size, 5])
+        alone = grown(Draft(draft.tokens[:1], draft.logprobs[:1]), [size])
+        [one], other = alone.trees, both.trees[0]
+        assert (one.tokens, one.parents) == (other.tokens, other.parents)
+        assert np.array_equal(one.depth, other.depth) and np.array_equal(one.ancestors, other.ancestors)
+        for name in ("parent", "places", "sources"):
+            assert np.array_equal(getattr(alone, name), getattr(both, name)[: len(one.tokens)]), name
+        assert alone.start.tolist() == [0, len(one.tokens)]
+
+
 def test_a_small_universe_gives_a_small_tree() -> None:
     draft = random_draft(np.random.default_rng(2), 1)
     small = Draft(draft.tokens[:, :2, :1], draft.logprobs[:, :2, :1])
