@@ -1,0 +1,70 @@
+"""Prompt lookup on and off, tokens a second in turns: answers that repeat what the prompt has, and ones that do not.
+
+A question to the demo model has an answer of which little stood anywhere before. Asked once more in the same chat it
+is answered in the same words.
+
+Run:  .venv/bin/python -m docs.decisions.experiments.lookup ARTIFACT [TURNS]
+"""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from runtime.bench.compare import Ratio, Spread
+from runtime.bench.markdown import ratio, spread, table
+from runtime.bench.prompts import questions
+from runtime.cost import CostModel
+from runtime.engine import Engine
+from runtime.params import EngineConfig, SamplingParams
+from runtime.prompts import Prompts
+
+QUESTIONS, TEMPLATE, WITHOUT = Path("export/demo/data.jsonl"), "What does {name} do?", "heldout"
+ROWS, TOKENS = 8, 64
+GREEDY = SamplingParams(TOKENS)
+
+
+def speed(engine: Engine, prompts: list[list[int]], at_once: int) -> float:
+    """Tokens a second, so many answers at a time."""
+    tokens, began = 0, time.perf_counter()
+    for start in range(0, len(prompts), at_once):
+        tokens += sum(len(s.tokens) for s in engine.generate(prompts[start : start + at_once], GREEDY))
+    return tokens / (time.perf_counter() - began)
+
+
+def main() -> None:
+    artifact, turns = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 24
+    config = EngineConfig(rows=ROWS, kv_memory=1 << 30, prefix_reuse=False)
+    first = Engine.from_artifact(artifact, config)
+    cost, ask = first._pace.cost.to_json(), Prompts(first.manifest, first.tokenizer)
+    texts = questions(QUESTIONS, TEMPLATE, WITHOUT, 0)
+    answers = [s.text for s in first.generate([ask.question(text) for text in texts[: 16 * ROWS]], GREEDY)]
+    new, again = [], []
+    for text, answer in zip(texts, answers, strict=False):
+        said = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        new.append(ask.chat(said[:1]))
+        again.append(ask.chat([*said, said[0]]))
+    lines = [["artifact", "text", "at a time", "without lookup, tokens a second", "with", "with over without"]]
+    for kind, prompts in (("new", new), ("repeated", again)):
+        for at_once in (1, ROWS):
+            # of each text its own engines: what they learnt of another kind of text is no part of this
+            engines = {
+                lookup: Engine(
+                    first.session, first.tokenizer, replace(config, lookup=lookup), CostModel.from_json(cost)
+                )
+                for lookup in (False, True)
+            }
+            speeds: dict[bool, list[float]] = {False: [], True: []}
+            for turn in range(turns + 1):
+                chosen = [prompts[(turn * 2 * ROWS + i) % len(prompts)] for i in range(2 * ROWS)]
+                for lookup in (False, True) if turn % 2 else (True, False):
+                    speeds[lookup].append(speed(engines[lookup], chosen, at_once))
+            without, with_it = speeds[False][1:], speeds[True][1:]
+            over = Ratio.of([b / a for a, b in zip(without, with_it, strict=True)])
+            rates = (spread(Spread.of(part), 0) for part in (without, with_it))
+            lines.append([artifact.name, kind, str(at_once), *rates, ratio(over)])
+    print("\n".join(table(lines)))
+
+
+if __name__ == "__main__":
+    main()
