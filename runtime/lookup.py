@@ -20,15 +20,15 @@ class Lookup:
             self.push(newest)
 
     def push(self, token: int) -> None:
-        tokens, last = self._tokens, self._last
+        tokens, last, place, found = self._tokens, self._last, len(self._tokens), None
         tokens.append(token)
-        place, self._found = len(tokens) - 1, None
-        for width in (2, 3):
-            if place + 1 >= width:
-                gram = tuple(tokens[-width:])
-                if (found := last.get(gram)) is not None:
-                    self._found = found  # the longer one, where both are known
-                last[gram] = place
+        if place >= 1:
+            pair = tokens[-2], token
+            found, last[pair] = last.get(pair), place
+        if place >= 2:
+            triple = tokens[-3], tokens[-2], token
+            found, last[triple] = last.get(triple, found), place  # the longer one, where both are known
+        self._found = found
 
     def continuation(self, most: int) -> tuple[int, list[int]]:
         """How many tokens match (2 to 8) and what followed them, `most` tokens; (0, []) where nothing matches.
