@@ -35,11 +35,8 @@ class Packer:
         width = max(self._narrowest, *counts)
         length, only = rows[0]
         if len(rows) == 1 and isinstance(only, Tree) and len(only.tokens) == width:  # its arrays are the step's
-            wanted = self._steps[:width]
-            batch = Batch(
-                np.array(only.tokens), only.depth, np.array([length]), np.array(counts), only.ancestors[None], wanted
-            )
-            return batch, [0]
+            arrays = np.array(only.tokens), only.depth, np.array([length]), np.array(counts), only.ancestors[None]
+            return Batch(*arrays, self._steps[:width]), [0]
         tokens: list[int] = []
         depth = np.empty(sum(counts), np.int64)
         ancestors = np.zeros((len(rows), width, width), bool)

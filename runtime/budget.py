@@ -35,7 +35,8 @@ class Nodes:
 class Prices:
     """What a step costs: the session by the model, and seconds outside of it, `plain` or `drafting` and for each token.
 
-    `rate` is in tokens a second; 0 stands for the best one that this step can have. A `share` of the heads runs.
+    `rate` is in tokens a second; 0 stands for the best one that this step can have. `floor` is what steps without
+    drafts gave, 0 where there were none. A `share` of the heads runs.
     """
 
     cost: CostModel
@@ -43,6 +44,7 @@ class Prices:
     drafting: float
     token: float
     rate: float
+    floor: float = 0.0
     share: float = 1.0
 
 
@@ -84,7 +86,7 @@ def best(
     plain = float(gain[0]) / (float(seconds[0]) + prices.plain + float(gain[0]) * prices.token)  # tokens a second
     drafted = seconds + (cost.heads(ask, prices.share) + np.where(ask > 0, prices.drafting, prices.plain))
     seconds = drafted + gain * prices.token
-    known = prices.rate and max(prices.rate, plain)
+    known = prices.rate and max(prices.rate, prices.floor, plain)
     chosen = int((gain - known * seconds if known else gain / seconds).argmax())
     rate = known or float(gain[chosen] / seconds[chosen])
     price = rate / max(1.0 - rate * prices.token, LEAST_LEFT)  # chance that pays for a second

@@ -30,9 +30,10 @@ class Pace:
         self._decisions = decisions
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + HOST): plain, drafting
         self._token = 0.0  # and more for each token that it gives
-        # of the last steps, by rows that decode: tokens, seconds in the session at the machine's usual speed, and
-        # outside it
+        # of the last steps, and of those of them that drafted nothing, by rows that decode: tokens, seconds in the
+        # session at the machine's usual speed, and outside it
         self._known: dict[int, tuple[float, float, float]] = {}
+        self._plain: dict[int, tuple[float, float, float]] = {}
         self._usual: Load | None = None  # the last step in which every row decoded
         self._untimed = 0.0  # seconds in the session since a step's time was learnt from
         self._unplanned = 0.0  # and since a budget
@@ -76,8 +77,9 @@ class Pace:
 
         Of the `seconds` outside it took `giving` to choose its `tokens` and to hand them out.
         """
-        given, usual, outside = (value * (1 - RECENT_RATE) for value in self._known.get(rows, (0.0, 0.0, 0.0)))
-        self._known[rows] = given + tokens, usual + inside / self.cost.factor, outside + seconds
+        for known in (self._known,) if drafted else (self._known, self._plain):
+            given, usual, outside = (value * (1 - RECENT_RATE) for value in known.get(rows, (0.0, 0.0, 0.0)))
+            known[rows] = given + tokens, usual + inside / self.cost.factor, outside + seconds
         self._host[drafted] = _recent(self._host[drafted], (seconds - giving) / (rows + HOST[drafted]))
         if tokens:
             self._token = _recent(self._token, giving / tokens)
@@ -85,10 +87,17 @@ class Pace:
     def prices(self, load: Load, share: float = 1.0) -> Prices:
         """Of a planned step, which runs a `share` of the heads."""
         plain, drafting = (seconds * (load.rows + extra) for seconds, extra in zip(self._host, HOST, strict=True))
-        tokens, usual, host = self._known.get(load.decoding, (0.0, 0.0, 0.0))
+        # of steps in which all of these rows decode: prompts wait as long as the others do
+        rate, floor = (self._rate(known.get(load.rows)) for known in (self._known, self._plain))
+        return Prices(self.cost, plain, drafting or plain, self._token, rate, floor, share)
+
+    def _rate(self, known: tuple[float, float, float] | None) -> float:
+        """Tokens a second of such steps; 0 where there were none."""
+        if known is None:
+            return 0.0
+        tokens, usual, host = known
         # a machine that is slow just now is so for the session of every step; the host's part is as it is
-        rate = tokens / (usual * self.cost.factor + host) if usual else 0.0
-        return Prices(self.cost, plain, drafting or plain, self._token, rate, share)
+        return tokens / (usual * self.cost.factor + host)
 
     def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:
         """Prompt tokens of the next step, at most `most`: few enough that it takes `slowdown` times a usual one.

@@ -154,6 +154,14 @@ class Speculator:
             asked = [i for i, habit in enumerate(habits) if habit.heads]
         if not asked and not any(matched for matched, _ in found):
             return None
+        kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
+        last = self._budgets.get(kind)
+        disappoint = _most(h.young and h.poor for h in habits)
+        lasts = last.lasts if last and not disappoint else 1
+        due = self._pace.budget_is_due(len(habits), disappoint, lasts) or any(h.tried for h in habits)
+        good = None if last is None or due or self._pace.seconds >= last.outdated else last
+        if good is not None and not asked and good.least == NO_NODE and not any(fixed):
+            return None  # what was found did not pay lately
         candidates, most = self._candidates, [habit.nodes for habit in habits]
         draft = self._begin(sequences, asked, found)
         if draft is not None:
@@ -163,15 +171,10 @@ class Speculator:
                     prune(candidates, i, self._universe, draft.tokens[k], most[i], least, matcher.valid)
         if all(fixed):
             return candidates.build(candidates.best(most, NEVER))
-        kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
-        last = self._budgets.get(kind)
-        disappoint = _most(h.young and h.poor for h in habits)
-        lasts = last.lasts if last and not disappoint else 1
-        due = self._pace.budget_is_due(len(habits), disappoint, lasts) or any(h.tried for h in habits)
-        if last and self._pace.seconds < last.outdated and not due:
+        if good is not None:
             if len(most) == 1:
-                most = [min(most[0], max(last.most, candidates.count(last.beyond)))]
-            return candidates.build(candidates.best(most, _least(fixed, last.least)))
+                most = [min(most[0], max(good.most, candidates.count(good.beyond)))]
+            return candidates.build(candidates.best(most, _least(fixed, good.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
         self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due(len(habits)))

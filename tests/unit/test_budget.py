@@ -44,7 +44,7 @@ def test_a_budget_is_the_best_of_all(rows: int, ran: bool) -> None:
     sizes = set()
     for _ in range(100):
         nodes, lengths = candidates(rng, rows), rng.integers(10, 300, rows)
-        prices = Prices(cost_model(rng), 1e-4, 3e-4, 5e-5, float(rng.choice([0.0, 200.0, 1500.0])), 0.5)
+        prices = Prices(cost_model(rng), 1e-4, 3e-4, 5e-5, float(rng.choice([0.0, 200.0, 1500.0])), share=0.5)
         asked = rows if ran else None
         choice = best(nodes, lengths, Load.planned(lengths.tolist(), [0] * rows), prices, asked)
         steps = [by_definition(nodes, count, lengths, prices, asked) for count in range(len(nodes.row) + 1)]
