@@ -14,8 +14,8 @@ from runtime.scheduler import Scheduler
 from runtime.session import Batch
 from runtime.stats import Decisions
 
-BUDGET_AFTER = 0.004, 0.002  # seconds in the session until the next budget: usually, and where drafts disappoint
-BUDGET_ROW = 0.001  # and more for each further row
+BUDGET_AFTER = 0.008, 0.002  # seconds in the session until the next budget: usually, and where drafts disappoint
+BUDGET_ROW = 0.002  # and more for each further row
 TIME_AFTER = 0.008  # seconds in the session, after which a step's time is learnt from
 HOST = 2, 5  # rows that what a step of any size takes outside the session is worth: plain, drafting
 RECENT = 0.05  # weight of the newest step in what is known of the last ones
