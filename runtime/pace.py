@@ -26,7 +26,7 @@ class Pace:
     def __init__(self, cost: CostModel, decisions: Decisions) -> None:
         """`decisions` hears how far off the cost model is."""
         self.cost = cost
-        self.seconds = 0.0  # in the session, in all
+        self.seconds = 0.0  # in the decoder, in all
         self._decisions = decisions
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + HOST): plain, drafting
         self._token = 0.0  # and more for each token that it gives
@@ -35,7 +35,7 @@ class Pace:
         self._known: dict[int, tuple[float, float, float]] = {}
         self._plain: dict[int, tuple[float, float, float]] = {}
         self._usual: Load | None = None  # the last step in which every row decoded
-        self._untimed = 0.0  # seconds in the session since a step's time was learnt from
+        self._untimed = 0.0  # seconds in decoder and heads since a step's time was learnt from
         self._unplanned = 0.0  # and since a budget
         self._heads_timed = 0.0  # of `seconds`, when a run of the heads was learnt from
 

@@ -32,7 +32,7 @@ from runtime.bench.timeline import Limits, LoadRun, Setting, summarize
 from runtime.engine import Engine
 from runtime.errors import ConfigurationError
 from runtime.manifest import Manifest
-from runtime.params import EngineConfig, SamplingParams
+from runtime.params import CHUNKS, EngineConfig, SamplingParams
 
 SEED = 0  # of the prompts' order and of random words
 RANDOM_PROMPTS = 256
@@ -67,7 +67,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--png", type=Path, metavar="FILE", help="plot throughput and time per token there")
     default, engine = EngineConfig(), parser.add_argument_group("server", "with --artifact; as of `python -m service`")
     engine.add_argument("--rows", type=positive, help="(the most clients, or 8)")
-    for name in ("chunk", "queue", "threads"):
+    engine.add_argument("--chunk", type=int, help=f"({CHUNKS['ragged']}; {CHUNKS['padded']} in the padded form)")
+    for name in ("queue", "threads"):
         engine.add_argument(f"--{name}", type=int, help=f"({getattr(default, name)})")
     engine.add_argument("--prefill-slowdown", type=float, metavar="TIMES", help=f"({default.prefill_slowdown:g})")
     engine.add_argument("--lookup", action=argparse.BooleanOptionalAction, help="(--lookup)")

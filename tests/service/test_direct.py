@@ -2,6 +2,7 @@
 
 import pytest
 
+from runtime.prompts import Prompts
 from tests.service.serving import Serving
 
 CHAT = {"messages": [{"role": "user", "content": "abc"}], "model": "fake", "max_tokens": 3}
@@ -28,12 +29,17 @@ def test_a_good_body_passes_no_layer_of_fastapi(server: Serving, monkeypatch: py
     assert server.client.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
-def test_what_fails_on_the_short_way_is_answered_as_on_the_long(server: Serving) -> None:
+def test_what_fails_on_the_short_way_is_answered_as_on_the_long(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each once: a body is not read again, and nothing is asked for twice."""
+    encoded, raw = [], Prompts.raw
+    monkeypatch.setattr(Prompts, "raw", lambda self, text: encoded.append(text) or raw(self, text))
     for path, status in (("/generate", 400), ("/v1/chat/completions", 404)):
         body = {"prompt": "a" * 1000, "raw": True} if path == "/generate" else CHAT | {"model": "other"}
         response = server.client.post(path, json=body)
         assert response.status_code == status and response.json()["error"]
+    assert len(encoded) == 1
     counts = [line for line in server.client.get("/metrics").text.splitlines() if "http_responses_total{" in line]
     assert sum('path="/generate",status="400"} 1.0' in line for line in counts) == 1, counts
     assert sum('path="/v1/chat/completions",status="404"} 1.0' in line for line in counts) == 1, counts

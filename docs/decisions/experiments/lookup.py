@@ -33,7 +33,7 @@ def speed(engine: Engine, prompts: list[list[int]], at_once: int) -> float:
 
 
 def main() -> None:
-    artifact, turns = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 24
+    artifact, turns = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100
     config = EngineConfig(rows=ROWS, kv_memory=1 << 30, prefix_reuse=False)
     first = Engine.from_artifact(artifact, config)
     cost, ask = first._pace.cost.to_json(), Prompts(first.manifest, first.tokenizer)
