@@ -57,9 +57,7 @@ class Asking:
             habit.end_trial()
         return True
 
-    def decide(
-        self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load, proven: bool = False
-    ) -> None:
+    def decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load, proven: bool) -> None:
         """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them.
 
         Where drafts are `proven` to come true and clearly pay for all, it is decided more rarely.

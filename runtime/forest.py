@@ -214,7 +214,7 @@ class Candidates:
         return Forest(trees, start, parent, places, sources, self._continued)
 
     def _build_one(self, slot: np.ndarray) -> Forest:
-        """The only row's tree of paths [chosen] of the universe: what `build` comes to, in half of its time."""
+        """The only row's tree of paths [chosen] of the universe: what `build` comes to, with half of its calls."""
         number = self._number_of
         number[slot] = np.arange(len(slot))
         parent = number.take(self._usual_parent.take(slot))

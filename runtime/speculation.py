@@ -37,6 +37,7 @@ LEAST_CHANCE = 0.01  # of a node to be accepted; nodes below it are left out of 
 LEAST_VALUE = math.log(LEAST_CHANCE)
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
 
+Kind = tuple[int, int, int, bool]  # of a step: rows, rows that may draft, those asked, whether most drafts disappoint
 Heads = Callable[[list[int], int], Draft]  # rows, and how many heads run, to what these propose for them
 
 
@@ -77,8 +78,7 @@ class Speculator:
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
         self._forest: Forest | None = None
-        # the last ones, by rows, rows that may draft, those asked, and whether most drafts disappoint
-        self._budgets: dict[tuple[int, int, int, bool], Budget] = {}
+        self._budgets: dict[Kind, Budget] = {}  # the last ones
 
     @property
     def drafted(self) -> bool:
@@ -155,11 +155,7 @@ class Speculator:
         if not asked and not any(matched for matched, _ in found):
             return None
         kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
-        last = self._budgets.get(kind)
-        disappoint = _most(h.young and h.poor for h in habits)
-        lasts = last.lasts if last and not disappoint else 1
-        due = self._pace.budget_is_due(len(habits), disappoint, lasts) or any(h.tried for h in habits)
-        good = None if last is None or due or self._pace.seconds >= last.outdated else last
+        good = None if all(fixed) else self._good(kind, habits)
         if good is not None and not asked and good.least == NO_NODE and not any(fixed):
             return None  # what was found did not pay lately
         candidates, most = self._candidates, [habit.nodes for habit in habits]
@@ -177,15 +173,24 @@ class Speculator:
             return candidates.build(candidates.best(most, _least(fixed, good.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
         nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
-        self._asking.remember(habits, asked, nodes, hurried=disappoint and not self._pace.budget_is_due(len(habits)))
+        hurried = _disappoint(habits) and not self._pace.budget_is_due(len(habits))
+        self._asking.remember(habits, asked, nodes, hurried)
         load = _load(plan)
         prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
         keep, budget = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
-        self._budgets[kind] = budget.after(last) if self._proven(habits) else budget
+        self._budgets[kind] = budget.after(self._budgets.get(kind)) if self._proven(habits) else budget
         if asked and not any(fixed):
             depth = self._universe.depth.take(slot, mode="clip")  # of a continuation nothing is asked
             self._asking.chosen(len(asked), self._depth, nodes, keep, depth, budget.rate)
         return candidates.build(candidates.places(row[keep], slot[keep]))
+
+    def _good(self, kind: Kind, habits: list[Habit]) -> Budget | None:
+        """The last budget of such steps, unless this one should have its own."""
+        last = self._budgets.get(kind)
+        if last is None or self._pace.seconds >= last.outdated or any(h.tried for h in habits):
+            return None
+        disappoint = _disappoint(habits)
+        return None if self._pace.budget_is_due(len(habits), disappoint, 1 if disappoint else last.lasts) else last
 
     def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
         """Sets up this step's candidates: of the heads, run for those `asked`, and of what was found without them.
@@ -234,6 +239,11 @@ class Speculator:
 def _most(are: Iterable[bool]) -> bool:
     """Whether more of them are than are not."""
     return sum(1 if one else -1 for one in are) > 0
+
+
+def _disappoint(habits: list[Habit]) -> bool:
+    """Whether the drafts of most do, as far as is known so early."""
+    return _most(habit.young and habit.poor for habit in habits)
 
 
 def _least(fixed: list[bool], value: float) -> np.ndarray | float:

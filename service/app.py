@@ -1,6 +1,5 @@
 """The HTTP interface: routes, errors as JSON, and what happens when a client goes."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ from service.config import WebConfig
 from service.connection import Connection
 from service.direct import Direct, DirectRoute
 from service.doorkeeper import Asked
+from service.encoding import encoded
 from service.engine_thread import EngineThread
 from service.keys import KeyCheck, Keys
 from service.metrics import Metrics
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from runtime.sequence import Sequence
 
 RETRY_AFTER = "1"  # seconds, while it loads or drains
-AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 # FastAPI's own would be on, with the messages of errors: service/tracing.py says what is told, and only if asked
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
@@ -104,7 +103,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
         text = body.prompt or ""
         size, encode = len(text), partial(prompts.raw if body.raw else prompts.question, text)
     params = body.params
-    prompt = encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
+    prompt = await encoded(encode, size)
     await engine.prepare(params)
     answer = engine.submit(prompt, params)
     http.state.asked = Asked([answer])

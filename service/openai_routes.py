@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -15,6 +15,7 @@ from service.answer import Answer, Piece, begun
 from service.connection import Connection
 from service.direct import DirectRoute
 from service.doorkeeper import Asked
+from service.encoding import encoded
 from service.engine_thread import EngineThread
 from service.news import News
 from service.openai_answer import ChatShape, Choice, Envelope, TextShape, error_of, event
@@ -23,10 +24,7 @@ from service.openai_schema import ChatMessage, ChatRequest, CompletionRequest, D
 from service.openai_schema import Request as Body
 from service.stream import Stream
 
-AT_ONCE = 1000  # characters of a prompt that are encoded in less time than a thread takes to be given them
 STARTED = int(time.time())
-
-T = TypeVar("T")
 
 REFUSALS = (400, 401, 404, 408, 413, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIError} for status in REFUSALS}
@@ -44,7 +42,7 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
     """The answer to messages, as OpenAI's."""
     engine, prompts = _engine(http, body.model)
     _check_room(engine, 1, body)
-    prompt = await _encode(partial(_chat, prompts, body.messages), sum(map(_size, body.messages)))
+    prompt = await encoded(partial(_chat, prompts, body.messages), sum(map(_size, body.messages)))
     limit = body.limit or engine.longest - len(prompt)
     choices, news = await _submit(engine, [("", prompt)], body, max(1, limit))
     shape = ChatShape(prompts, body.top is not None)
@@ -56,7 +54,7 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
     """How texts go on, as OpenAI's: no chat template."""
     engine, prompts = _engine(http, body.model)
     _check_room(engine, len(body.prompts), body)
-    asked = await _encode(partial(_asked, prompts, body), sum(map(len, body.prompts)))
+    asked = await encoded(partial(_asked, prompts, body), sum(map(len, body.prompts)))
     choices, news = await _submit(engine, asked, body, body.limit)
     shape = TextShape(prompts, body.top is not None)
     return await _respond(http, body, Envelope(shape, "cmpl", body.model, choices, body.choices), choices, news)
@@ -174,11 +172,6 @@ def _asked(prompts: Prompts, body: CompletionRequest) -> list[tuple[str, list[in
         return [("", each) for each in tokens]
     echoes = [prompt if isinstance(prompt, str) else prompts.text(prompt) for prompt in body.prompts]
     return list(zip(echoes, tokens, strict=True))
-
-
-async def _encode(encode: Callable[[], T], size: int) -> T:
-    """What it returns; `size` in characters."""
-    return encode() if size <= AT_ONCE else await asyncio.to_thread(encode)
 
 
 def _check_room(engine: EngineThread, prompts: int, body: Body) -> None:
