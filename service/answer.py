@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step said; `logprobs` of its tokens and its `trace`, if the request asks for them."""
+    """What one step said, and when; `logprobs` of its tokens and its `trace`, if the request asks for them."""
 
     text: str
     logprobs: "tuple[Logprobs, ...]" = ()
     trace: Trace | None = None
+    at: float = 0.0  # by time.monotonic
 
     @classmethod
     def of(cls, pieces: "Items[Piece]") -> "Piece":
@@ -58,9 +59,12 @@ class Answer:
         self.deadline: asyncio.TimerHandle | None = None
 
     def take(self) -> tuple[list[Piece], bool]:
-        """The new pieces, one of each step since the last call, and whether the answer has ended with them."""
+        """The new pieces since the last call, and whether the answer has ended with them.
+
+        One of each step where it is traced, else at most one.
+        """
         pieces, self._pieces = self._pieces, []
-        return pieces, self._ended
+        return pieces if self.traced or len(pieces) < 2 else [Piece.of(pieces)], self._ended
 
     def check(self) -> None:
         """Raises what ended the answer early, if anything did."""
@@ -95,15 +99,15 @@ class Answer:
         self.cancel()
         self.end(ClientDisconnect())
 
-    def push(self, piece: Piece) -> None:
+    def push(self, pieces: Items[Piece]) -> None:
         if not self._ended:
-            now = time.monotonic()
-            if self.first is None:
-                self.first = now
-            else:
-                self.gaps.append(now - self._last)
-            self._last = now
-            self._pieces.append(piece)
+            for piece in pieces:
+                if self.first is None:
+                    self.first = piece.at
+                else:
+                    self.gaps.append(piece.at - self._last)
+                self._last = piece.at
+            self._pieces += pieces
             self.news.tell()
 
     def end(self, error: Exception | None) -> None:

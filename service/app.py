@@ -90,7 +90,7 @@ def create_app(engine: EngineThread, metrics: Metrics, web: WebConfig) -> ASGIAp
 async def generate(body: GenerateRequest, http: Request) -> Response:
     """The answer to a prompt or to messages, whole or, with `stream`, as server-sent events.
 
-    Each event is `data: {"text": …}` with the text of one step; the last has the fields of the whole answer, its text
+    Each event is `data: {"text": …}` with new text; the last has the fields of the whole answer, its text
     empty, and `error` if the answer ended early.
     """
     engine: EngineThread = http.app.state.engine
@@ -105,7 +105,7 @@ async def generate(body: GenerateRequest, http: Request) -> Response:
     params = body.params
     prompt = await encoded(encode, size)
     await engine.prepare(params)
-    answer = engine.submit(prompt, params)
+    answer = engine.submit(prompt, params, streamed=body.stream)
     http.state.asked = Asked([answer])
     connection: Connection = http.state.connection
     connection.when_lost(answer.leave)

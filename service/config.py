@@ -17,6 +17,7 @@ class WebConfig:
     read_timeout: float = 30.0  # seconds for a request's head, and for its body, 0: none
     write_timeout: float = 30.0  # seconds in which a client has to read something, 0: none
     request_timeout: float = 0.0  # seconds, 0: none
+    stream_interval: float = 0.02  # seconds between two events of an answer, but for the last one
     api_key_file: Path | None = None  # None: no key is needed
     max_requests_per_key: int = 0  # at the same time, 0: no limit
     log_requests: bool = False

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,23 @@ if TYPE_CHECKING:
 
 ENDS = 64  # requests over which the rate at which they end is measured
 LONGEST_RETRY = 600  # seconds
+COUNT_SECONDS = 0.02  # for which the engine's figures are true enough while nothing is told
 JOIN_SECONDS = 5.0  # for the step that runs when the server stops
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Told:
+    """What of an answer the event loop has not heard yet; touched on the engine's thread only.
+
+    A small model's steps take less time than it takes to tell of each, so some wait for the next ones.
+    """
+
+    answer: Answer
+    interval: float  # seconds between two times that it hears of it, but for the end
+    held: list[Piece] = field(default_factory=list)
+    due: float = 0.0  # by time.monotonic
 
 
 class EngineThread:
@@ -47,24 +62,25 @@ class EngineThread:
     itself, or by `end_all`.
     """
 
-    def __init__(self, load: Callable[[], "Engine"], timeout: float = 0.0) -> None:
-        """`timeout` in seconds ends an answer that is not complete by then, 0 none."""
+    def __init__(self, load: Callable[[], "Engine"], timeout: float = 0.0, interval: float = 0.0) -> None:
+        """`timeout` in seconds ends an answer that is not complete by then, 0 none; `interval` as in WebConfig."""
         self.prompts: Prompts | None = None  # None: not loaded yet
         self.context = 0  # tokens of prompt and answer together
         self.longest = 0  # such tokens for which there is memory
         self.error: Exception | None = None  # what ended the engine, if anything did
         self.draining = False
-        self.stats: dict[str, Any] = {}  # as of the last step; replaced, never changed
+        self.stats: dict[str, Any] = {}  # as of the last step that something was told of; replaced, never changed
         self.latencies = Latencies()
         self._load = load
         self._rows = 0
         self.limit = 0  # requests that may live at a time
         self._grammars: Grammars | None = None
         self._live: set[Answer] = set()
-        self._timeout = timeout
+        self._timeout, self._interval = timeout, interval
         self._ends: deque[float] = deque(maxlen=ENDS)  # since somebody waits, first when that began
-        self._answers: dict[int, Answer] = {}  # the engine's thread: by sequence id
+        self._answers: dict[int, Told] = {}  # the engine's thread: by sequence id
         self._told: list[Callable[[], None]] = []  # the engine's thread: what the loop hears next
+        self._counted = 0.0  # the engine's thread: when `stats` were new
         self._inbox: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
         self._closing = False
         self._wake = threading.Lock()  # held while the loop is woken, so that it is not closed meanwhile
@@ -141,12 +157,21 @@ class EngineThread:
             await asyncio.to_thread(self._grammars.compile, params.structured_outputs)
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, news: News | None = None, traced: bool = False
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        news: News | None = None,
+        streamed: bool = True,
+        traced: bool = False,
     ) -> Answer:
-        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `begun` raises."""
+        """Raises NotReadyError or QueueFullError at once; what the engine itself refuses, `begun` raises.
+
+        Of an answer that is not `streamed` nothing is told between its first text and its end.
+        """
         self.check_room()
         answer = Answer(lambda answer: self._inbox.put(partial(self._abort, answer)), news, traced)
-        self._inbox.put(partial(self._add, answer, prompt, params))
+        interval = self._interval if streamed else math.inf
+        self._inbox.put(partial(self._add, Told(answer, interval), prompt, params))
         if not self._live:
             self._ends.clear()
             self._ends.append(answer.began)
@@ -193,7 +218,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             engine = self._load()
-            self.stats = engine.stats()
+            self._count(engine)
             prompts = Prompts(engine.manifest, engine.tokenizer)
         except Exception as error:  # the process ends with it
             self._tell(self._failed, error)
@@ -211,12 +236,16 @@ class EngineThread:
         self._flush()
         while not self._closing:
             if self._obey(engine):
-                self.stats = engine.stats()
+                self._count(engine)
             for output in engine.step(self._flush):
                 self._publish(output)
-            self.stats = engine.stats()  # as true as what is told with it
+            if self._told or time.monotonic() >= self._counted + COUNT_SECONDS:
+                self._count(engine)  # as true as what is told with it
             if not engine.has_work:
                 self._flush()
+
+    def _count(self, engine: "Engine") -> None:
+        self.stats, self._counted = engine.stats(), time.monotonic()
 
     def _obey(self, engine: "Engine") -> bool:
         """Runs the commands that have come, if any; with nothing to compute, sleeps until one does."""
@@ -231,26 +260,30 @@ class EngineThread:
             command(engine)
             obeyed = True
 
-    def _add(self, answer: Answer, prompt: Sequence[int], params: SamplingParams, engine: "Engine") -> None:
+    def _add(self, told: Told, prompt: Sequence[int], params: SamplingParams, engine: "Engine") -> None:
         try:
             sequence = engine.add(prompt, params)
         except Exception as error:  # whatever it is, it is this request's: HTTP answers with its status or with 500
-            self._tell(self._ended, answer, error)
+            self._tell(self._ended, told.answer, error)
         else:
-            answer.sequence = sequence
-            self._answers[sequence.id] = answer
+            told.answer.sequence = sequence
+            self._answers[sequence.id] = told
 
     def _abort(self, answer: Answer, engine: "Engine") -> None:
         if answer.sequence is not None and (output := engine.abort(answer.sequence)) is not None:
             self._publish(output)
 
     def _publish(self, output: "Output") -> None:
-        sequence = output.sequence
-        answer = self._answers[sequence.id]
+        sequence, now = output.sequence, time.monotonic()
+        told = self._answers[sequence.id]
+        answer, ended = told.answer, output.finish_reason is not None
         trace = Trace.of(output, answer.began) if answer.traced and output.tokens else None
         if output.text or output.logprobs or trace:
-            self._tell(answer.push, Piece(output.text, output.logprobs, trace))
-        if output.finish_reason is not None:
+            told.held.append(Piece(output.text, output.logprobs, trace, now))
+        if told.held and (ended or now >= told.due):
+            self._tell(answer.push, told.held)
+            told.held, told.due = [], now + told.interval
+        if ended:
             del self._answers[sequence.id]
             self._tell(self._ended, answer, sequence.error)
 

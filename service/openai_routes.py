@@ -189,7 +189,8 @@ async def _submit(
     await engine.prepare(params[0])
     engine.check_room(len(asked) * len(params))
     news = News()
-    answers = [(first, engine.submit(prompt, each, news, body.traced)) for first, prompt in asked for each in params]
+    submit = partial(engine.submit, news=news, streamed=bool(body.stream), traced=body.traced)
+    answers = [(first, submit(prompt, each)) for first, prompt in asked for each in params]
     return [Choice(i, first, answer) for i, (first, answer) in enumerate(answers)], news
 
 

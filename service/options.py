@@ -143,6 +143,8 @@ SERVER = (
     Option("read_timeout", seconds, "how long a request's head may take to come, and its body, 0: no limit", "SECONDS"),
     Option("write_timeout", seconds, "how long a client may take nothing of what waits for it, 0: no limit", "SECONDS"),
     Option("request_timeout", seconds, "ends an answer that is not complete by then, 0: none", "SECONDS"),
+    Option("stream_interval", seconds, "at least so long between two events of an answer, but before the last one",
+           "SECONDS"),
     Option("api_key_file", Path, "who may ask: a KEY or NAME:KEY a line, none: anybody", "FILE"),
     Option("max_requests_per_key", whole, "requests of one key at the same time, 0: no limit", "NUMBER"),
     Option("log_requests", truth, "a line of JSON on stderr for each request, without its text"),

@@ -87,7 +87,7 @@ class GenerateRequest(BaseModel):
     prompt: Text | None = Field(None, description="One user message, or with raw the text to go on from.")
     messages: list[Message] | None = Field(None, min_length=1, validate_default=True, description="Instead of prompt.")
     raw: bool = Field(False, description="Take the prompt as it is, without the chat template.")
-    stream: bool = Field(False, description="Answer with server-sent events, new text at each step.")
+    stream: bool = Field(False, description="Answer with server-sent events, new text as it comes.")
     max_tokens: int = _DEFAULTS.max_tokens
     temperature: float = Field(_DEFAULTS.temperature, description="0: always the most probable token.")
     top_k: int = Field(_DEFAULTS.top_k, description="0: no limit.")

@@ -47,7 +47,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(load: Callable[[], "Engine"], listener: socket.socket, web: WebConfig) -> None:
     """Serves until a signal comes; returns when what ran has finished. Raises what ended the engine, if it died."""
     tracing = None if web.otlp_traces_endpoint is None else Tracing.to(web.otlp_traces_endpoint)
-    engine = EngineThread(load, web.request_timeout)
+    engine = EngineThread(load, web.request_timeout, web.stream_interval)
     try:
         Server(engine, web, tracing).run(sockets=[listener])
     finally:

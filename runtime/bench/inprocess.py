@@ -16,7 +16,7 @@ from runtime.sequence import Output
 def drive_engine(
     engine: Engine, clients: int, requests: Sequence[Request], params: SamplingParams, raw: bool
 ) -> list[Timeline]:
-    """Answers all requests, `clients` at a time; an event is a step's text, as over HTTP. Prompts are encoded before.
+    """Answers all requests, `clients` at a time; an event is a step's text. Prompts are encoded before.
 
     The timelines are in the requests' order. Raises what `Engine.add` raises.
     """

@@ -17,8 +17,9 @@ LATENCY = ("first token, ms", "ms a token", "gap, ms", "latency, ms", "client", 
 NOTES = (
     "medians over runs [quartiles]; ratios: median over pairs of runs (interval, its confidence), of tokens/s where"
     " clients wait for answers, of the inverse of the median latency where requests come by themselves",
-    "first token, time per token (of an answer), gap between events (a step's text, one token or several) and latency"
-    " of a whole answer: p50 / p95 / p99; client, server, others: shares of all processors",
+    "first token, time per token (of an answer), gap between events (the text of a step, or of several:"
+    " --stream-interval) and latency of a whole answer: p50 / p95 / p99; client, server, others: shares of all"
+    " processors",
 )
 
 

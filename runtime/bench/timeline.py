@@ -8,7 +8,7 @@ time per token          (end - first event) / (tokens - 1) of one answer, its to
                         own step gives one token, so what follows the first event is tokens - 1, but where that token's
                         text is held back (half a character, what may begin a stop string) it comes a step later.
 gap                     between an event with text and the one before it, in one answer: what a reader waits. vLLM's
-                        ITL. An event is a step's text, so with speculation it holds several tokens and a gap is not the
+                        ITL. An event is the text of a step, or of several (`--stream-interval`), and a gap is not the
                         time of one: that is the time per token. Events that one read brought have a gap of 0. The last
                         event, which has no text but `usage`, comes with the last text and makes no gap.
 latency                 from sending a request to its end. vLLM's E2EL, guidellm's request latency.

@@ -108,7 +108,7 @@ class Serving:
     def __init__(
         self, load: Callable[[], Engine], web: WebConfig, tracing: Tracing | None = None, port: int = 0
     ) -> None:
-        self.thread = EngineThread(load, web.request_timeout)
+        self.thread = EngineThread(load, web.request_timeout, web.stream_interval)
         self.server = Server(self.thread, web, tracing)
         listener = listen("127.0.0.1", port)
         self.address: tuple[str, int] = listener.getsockname()
@@ -159,7 +159,7 @@ class Serving:
 def serving(
     load: Callable[[], Engine], ready: bool = True, tracing: Tracing | None = None, port: int = 0, **web: Any
 ) -> Iterator[Serving]:
-    server = Serving(load, WebConfig(**web), tracing, port)
+    server = Serving(load, WebConfig(**{"stream_interval": 0.0} | web), tracing, port)
     try:
         if ready:
             server.await_ready()
