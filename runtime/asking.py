@@ -120,10 +120,12 @@ class Asking:
         rows, chances, by_heads = [], [], []
         for i, (habit, match) in enumerate(zip(habits, matched, strict=True)):
             most = habit.nodes - 1
-            parts = [((self._typical if habit.values is None else habit.values)[:most], True)]
+            own = (self._typical if habit.values is None else habit.values)[:most]
+            parts = [(own, True)]
             if match:
-                continuation, _ = self._acceptance.lookup(match, min(LOOKUP, most))
-                parts.append((np.exp(np.cumsum(continuation)), False))
+                continuation = np.exp(np.cumsum(self._acceptance.lookup(match, min(LOOKUP, most))[0]))
+                # Where it goes on as it did before, right heads say the same: what counts is where it does not.
+                parts = [(own * (1.0 - continuation[0]), True), (continuation, False)]
             for chance, takes_heads in parts:
                 rows.append(np.full(len(chance), i))
                 chances.append(chance)

@@ -62,8 +62,6 @@ def emit(s: Sequence, tokens: list[int], eos: Items[int]) -> tuple[list[str], Fi
     reason: FinishReason | None = None
     for token in tokens:
         s.tokens.append(token)
-        if s.habit.lookup is not None:
-            s.habit.lookup.push(token)
         if (token in eos and not s.params.ignore_eos) or (
             token in s.params.stop_token_ids and len(s.tokens) > s.params.min_tokens  # a grammar may force it early
         ):
@@ -78,6 +76,8 @@ def emit(s: Sequence, tokens: list[int], eos: Items[int]) -> tuple[list[str], Fi
         if len(s.tokens) == s.limit:
             reason = "length"
             break
+    if reason is None and s.habit.lookup is not None:
+        s.habit.lookup.extend(s.tokens[-len(pieces) :])
     s.text += "".join(pieces)
     return pieces, reason
 

@@ -108,10 +108,12 @@ class Candidates:
         self._token[index, :proposed] = draft.tokens.reshape(shape)
         np.dot(self._chance, self._sums, out=self._value)
 
-    def add_continuation(self, row: int, matched: int, tokens: list[int], ranks: np.ndarray | None) -> None:
+    def add_continuation(
+        self, row: int, matched: int, tokens: list[int], ranks: np.ndarray | None, least: float = NEVER
+    ) -> None:
         """What prompt lookup found for a row, at most LOOKUP `tokens` after `matched` equal ones.
 
-        `ranks` [heads, top_k] are the row's draft tokens, if it has any.
+        `ranks` [heads, top_k] are the row's draft tokens, if it has any. From a value below `least` on it is left out.
         """
         if not self._continued:
             self._continued = True
@@ -124,6 +126,8 @@ class Candidates:
         value, at = 0.0, 0
         for i, (token, chance) in enumerate(zip(tokens, chances.tolist(), strict=True)):
             slot, value = None, value + chance - DEPTH_COST
+            if value < least:
+                break
             if at < self._paths and i < len(drafted) and token in drafted[i]:
                 slot = self._universe.child[at].get(drafted[i].index(token))
             if slot is None:
@@ -172,6 +176,13 @@ class Candidates:
         order = (-value).argsort(kind="stable")[self._rows :]  # roots come first
         row, slot = np.divmod(places.take(order), self._slots)
         return row, slot, value.take(order)
+
+    def by_heads(self, row: np.ndarray, slot: np.ndarray) -> np.ndarray:
+        """bool: which of these slots, no roots, are there by the heads alone, or by what they are surer of."""
+        if not self._continued:
+            return np.ones(len(slot), bool)
+        by_heads: np.ndarray = self._source[row, slot] < self._ranks
+        return by_heads
 
     def places(self, row: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """Places, ascending, of these slots and of all roots."""

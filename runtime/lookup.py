@@ -6,7 +6,7 @@ LONGEST = 8  # tokens of a match that are counted
 
 
 class Lookup:
-    """One sequence's tokens, indexed by the last two and the last three; a push is a few hash-table operations."""
+    """One sequence's tokens, indexed by the last two and the last three; each is a few hash-table operations."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         before = self._tokens = list(tokens[:-1])
@@ -16,18 +16,19 @@ class Lookup:
         triples = zip(before, before[1:], before[2:], strict=False)
         self._last.update(zip(triples, range(2, len(before)), strict=False))
         self._found: int | None = None  # where the newest tokens ended before
-        for newest in tokens[-1:]:
-            self.push(newest)
+        self.extend(tokens[-1:])
 
-    def push(self, token: int) -> None:
-        tokens, last, place, found = self._tokens, self._last, len(self._tokens), None
-        tokens.append(token)
-        if place >= 1:
-            pair = tokens[-2], token
-            found, last[pair] = last.get(pair), place
-        if place >= 2:
-            triple = tokens[-3], tokens[-2], token
-            found, last[triple] = last.get(triple, found), place  # the longer one, where both are known
+    def extend(self, newest: Sequence[int]) -> None:
+        tokens, last, found = self._tokens, self._last, self._found
+        for place, token in enumerate(newest, len(tokens)):
+            found = None
+            tokens.append(token)
+            if place >= 1:
+                pair = tokens[-2], token
+                found, last[pair] = last.get(pair), place
+            if place >= 2:
+                triple = tokens[-3], tokens[-2], token
+                found, last[triple] = last.get(triple, found), place  # the longer one, where both are known
         self._found = found
 
     def continuation(self, most: int) -> tuple[int, list[int]]:

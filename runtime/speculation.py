@@ -159,7 +159,7 @@ class Speculator:
         if good is not None and not asked and good.least == NO_NODE and not any(fixed):
             return None  # what was found did not pay lately
         candidates, most = self._candidates, [habit.nodes for habit in habits]
-        draft = self._begin(sequences, asked, found)
+        draft = self._begin(sequences, asked, found, LEAST_VALUE if good is None else good.least)
         if draft is not None:
             for k, i in enumerate(asked):
                 if (matcher := _matcher(sequences[i])) is not None:
@@ -172,7 +172,7 @@ class Speculator:
                 most = [min(most[0], max(good.most, candidates.count(good.beyond)))]
             return candidates.build(candidates.best(most, _least(fixed, good.least)))
         row, slot, value = candidates.ranked(candidates.best(most, _least(fixed, LEAST_VALUE)))
-        nodes = Nodes(row, np.exp(value), slot < len(self._universe.paths))
+        nodes = Nodes(row, np.exp(value), candidates.by_heads(row, slot))
         hurried = _disappoint(habits) and not self._pace.budget_is_due(len(habits))
         self._asking.remember(habits, asked, nodes, hurried)
         load = _load(plan)
@@ -192,10 +192,12 @@ class Speculator:
         disappoint = _disappoint(habits)
         return None if self._pace.budget_is_due(len(habits), disappoint, 1 if disappoint else last.lasts) else last
 
-    def _begin(self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]]) -> Draft | None:
+    def _begin(
+        self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]], least: float
+    ) -> Draft | None:
         """Sets up this step's candidates: of the heads, run for those `asked`, and of what was found without them.
 
-        Returns what the heads proposed.
+        Nobody takes nodes of a value below `least` but who has a fixed tree. Returns what the heads proposed.
         """
         trust = [s.habit.trust for s in sequences]
         self._trust = np.array(trust, np.float32) if any(factor != 1.0 for factor in trust) else None
@@ -211,7 +213,8 @@ class Speculator:
         for i, (matched, tokens) in enumerate(found):
             if matched:
                 ranks = draft.tokens[asked.index(i)] if draft is not None and i in asked else None
-                self._candidates.add_continuation(i, matched, tokens, ranks)
+                worth = NEVER if sequences[i].habit.fixed else least
+                self._candidates.add_continuation(i, matched, tokens, ranks, worth)
         return draft
 
     def _budget(

@@ -15,7 +15,7 @@ NAMES = ("load", "over", "speculation")
 THROUGHPUT = ("tokens/s", "requests/s", "goodput", "of the best fixed", "of off", "of the engine", "errors")
 LATENCY = ("first token, ms", "ms a token", "gap, ms", "latency, ms", "client", "server", "others")
 NOTES = (
-    "medians over runs [quartiles]; ratios: median over pairs of runs (interval, its confidence), of tokens/s where"
+    "medians over runs [quartiles]; ratios: of pairs of runs (interval, its confidence), of tokens/s where"
     " clients wait for answers, of the inverse of the median latency where requests come by themselves",
     "first token, time per token (of an answer), gap between events (the text of a step, or of several:"
     " --stream-interval) and latency of a whole answer: p50 / p95 / p99; client, server, others: shares of all"

@@ -44,7 +44,7 @@ class Report:
             lines.append("| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |")
             if i == 0:
                 lines.append("|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-        lines += ["", "medians, [quartiles]; speed-up: median over pairs of runs, (interval of its confidence)"]
+        lines += ["", "medians, [quartiles]; speed-up: of pairs of runs (interval of its confidence)"]
         return "\n".join(lines)
 
     def json(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ NAMES = (
     *(f"{path}, requests/s" for path in PROBES),
 )  # fmt: skip
 NOTE = (
-    "medians over runs [quartiles]; ratios: median over pairs of runs (interval, its confidence). Host share: of the"
+    "medians over runs [quartiles]; ratios: of pairs of runs (interval, its confidence). Host share: of the"
     " steps' time, outside decoder and heads; event loop, client: processor time"
 )
 

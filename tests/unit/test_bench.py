@@ -29,14 +29,25 @@ def test_spread_is_median_and_quartiles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "low", "high", "confidence"),
-    [(1, 0, 0, 0.0), (5, 0, 4, 0.9375), (6, 0, 5, 0.96875), (20, 5, 14, 0.9586), (30, 9, 20, 0.9572)],
+    ("pairs", "k", "confidence"),
+    [(1, 1, 0.0), (5, 1, 0.9375), (6, 1, 0.96875), (8, 4, 0.9609), (12, 14, 0.9575), (20, 53, 0.9515)],
 )
-def test_interval_of_a_median(pairs: int, low: int, high: int, confidence: float) -> None:
-    """Tabled values of the sign test's interval; five pairs are too few for 95 %, and say so."""
-    ratio = Ratio.of([float(i) for i in reversed(range(pairs))])
-    assert (ratio.low, ratio.high) == (low, high)
+def test_interval_of_a_ratio(pairs: int, k: int, confidence: float) -> None:
+    """Tabled critical values of the signed ranks, which k is one above; five pairs are too few for 95 %, and say so."""
+    ratios = [float(np.exp((i * 7919 % 101) / 100)) for i in range(pairs)]
+    ratio = Ratio.of(ratios)
+    means = sorted((a * b) ** 0.5 for i, a in enumerate(ratios) for b in ratios[i:])
+    assert (ratio.low, ratio.high) == pytest.approx((means[k - 1], means[-k]))
+    assert ratio.median == pytest.approx(float(np.median(means)))
     assert ratio.confidence == pytest.approx(confidence, abs=1e-4)
+    assert Ratio.of([1 / ratio for ratio in ratios]).high == pytest.approx(1 / ratio.low)
+
+
+def test_an_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    ratios = [Ratio.of(np.exp(rng.standard_t(3, 12) * 0.1 + np.log(1.1)).tolist()) for _ in range(2000)]
+    inside = np.mean([ratio.low <= 1.1 <= ratio.high for ratio in ratios])
+    assert abs(inside - ratios[0].confidence) < 0.02
 
 
 def test_a_speedup_compares_runs_of_the_same_repeat() -> None:

@@ -34,7 +34,7 @@ def test_it_agrees_with_a_search(seed: int) -> None:
     lookup, tokens = Lookup([]), []
     for _ in range(300):
         tokens.append(rng.randrange(6))
-        lookup.push(tokens[-1])
+        lookup.extend(tokens[-1:])
         end = len(tokens)
         places = [
             next((i for i in range(end - 1, width - 1, -1) if tokens[i - width : i] == tokens[end - width :]), None)

@@ -24,11 +24,10 @@ ROWS, TOKENS = 8, 64
 GREEDY = SamplingParams(TOKENS)
 
 
-def speed(engine: Engine, prompts: list[list[int]], at_once: int) -> float:
-    """Tokens a second, so many answers at a time."""
-    tokens, began = 0, time.perf_counter()
-    for start in range(0, len(prompts), at_once):
-        tokens += sum(len(s.tokens) for s in engine.generate(prompts[start : start + at_once], GREEDY))
+def speed(engine: Engine, prompts: list[list[int]]) -> float:
+    """Tokens a second, as many answers at a time as there are rows."""
+    began = time.perf_counter()
+    tokens = sum(len(s.tokens) for s in engine.generate(prompts, GREEDY))
     return tokens / (time.perf_counter() - began)
 
 
@@ -50,15 +49,18 @@ def main() -> None:
             # of each text its own engines: what they learnt of another kind of text is no part of this
             engines = {
                 lookup: Engine(
-                    first.session, first.tokenizer, replace(config, lookup=lookup), CostModel.from_json(cost)
+                    first.session,
+                    first.tokenizer,
+                    replace(config, rows=at_once, lookup=lookup),
+                    CostModel.from_json(cost),
                 )
                 for lookup in (False, True)
             }
             speeds: dict[bool, list[float]] = {False: [], True: []}
             for turn in range(turns + 1):
-                chosen = [prompts[(turn * 2 * ROWS + i) % len(prompts)] for i in range(2 * ROWS)]
+                chosen = [prompts[(turn * 4 * ROWS + i) % len(prompts)] for i in range(4 * ROWS)]
                 for lookup in (False, True) if turn % 2 else (True, False):
-                    speeds[lookup].append(speed(engines[lookup], chosen, at_once))
+                    speeds[lookup].append(speed(engines[lookup], chosen))
             without, with_it = speeds[False][1:], speeds[True][1:]
             over = Ratio.of([b / a for a, b in zip(without, with_it, strict=True)])
             rates = (spread(Spread.of(part), 0) for part in (without, with_it))

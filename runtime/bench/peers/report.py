@@ -118,8 +118,8 @@ class Report:
             "",
             "tokens/s of steady decoding: medians over runs [quartiles]; 0 runs: far from its engine's best in the"
             " first round, whose figure this is",
-            f"{OWN} over it: its fastest setting at this concurrency over this one, plain: without speculation; median"
-            " over pairs of runs (interval of its confidence)",
+            f"{OWN} over it: its fastest setting at this concurrency over this one, plain: without speculation;"
+            " of pairs of runs (interval of its confidence)",
         ]
         if self.reference:
             lines.append(f"same texts: answers equal to those of {self.reference}, plain, token for token")
