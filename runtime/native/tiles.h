@@ -62,6 +62,14 @@ inline void release_tiles() {}
 inline void load_tile_config(const TileConfig& config) { asm volatile("ldtilecfg %0" : : "m"(config)); }
 inline void release_tiles() { _tile_release(); }
 
+#if !defined(__clang__)
+// GCC 12's intrinsic does not say that it reads memory: nothing would keep stores to what it loads before it.
+#undef _tile_loadd
+#define _tile_loadd(tile, from, stride)           \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile \
+               : : "r"(static_cast<const void*>(from)), "r"(static_cast<long>(stride)) : "memory")
+#endif
+
 #endif
 
 }  // namespace
