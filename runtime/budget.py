@@ -71,20 +71,27 @@ def best(
     `lengths` [rows] are committed. The heads have run for `asked` rows, or run for those of which a choice takes nodes
     `by_heads`.
     """
-    row, cost = nodes.row, prices.cost
-    own = _numbers(row, len(lengths))
-    tokens = load.tokens + np.arange(len(row) + 1)
-    widest = np.maximum(load.widest, _from(1, np.maximum.accumulate(own)))
-    attended = _from(load.attended, (lengths[row] + 2 * own).cumsum())
+    row, cost, more = nodes.row, prices.cost, np.arange(len(nodes.row) + 1)
+    tokens = load.tokens + more
+    if len(lengths) == 1:
+        widest = np.maximum(load.widest, more + 1)
+        attended = load.attended + more * (more + (int(lengths[0]) + 1))
+    else:
+        own = _numbers(row, len(lengths))
+        widest = np.maximum(load.widest, _from(1, np.maximum.accumulate(own)))
+        attended = _from(load.attended, (lengths[row] + 2 * own).cumsum())
     seconds = cost.decoder(load.rows, tokens, widest, attended, load.silent, load.keys)
     if load.decoding < load.rows:  # what the prompts of this step cost in any case is not the trees' cost
         alone = load.without_prompts()
         decoding = cost.decoder(alone.rows, alone.tokens, alone.widest, alone.attended, 0, alone.keys)
         seconds = seconds - max(0.0, float(seconds[0]) - float(decoding))
-    ask = _from(0, _firsts(row, nodes.by_heads).cumsum()) if asked is None else np.array([asked])
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
     plain = float(gain[0]) / (float(seconds[0]) + prices.plain + float(gain[0]) * prices.token)  # tokens a second
-    drafted = seconds + (cost.heads(ask, prices.share) + np.where(ask > 0, prices.drafting, prices.plain))
+    if asked is None:
+        ask = _from(0, _firsts(row, nodes.by_heads, len(lengths)).cumsum())
+        drafted = seconds + (cost.heads(ask, prices.share) + np.where(ask > 0, prices.drafting, prices.plain))
+    else:
+        drafted = seconds + (float(cost.heads(asked, prices.share)) + (prices.drafting if asked else prices.plain))
     seconds = drafted + gain * prices.token
     known = prices.rate and max(prices.rate, prices.floor, plain)
     chosen = int((gain - known * seconds if known else gain / seconds).argmax())
@@ -110,8 +117,6 @@ def with_trees(load: Load, row: np.ndarray, lengths: np.ndarray) -> Load:
 
 def _numbers(row: np.ndarray, rows: int) -> np.ndarray:
     """[nodes]: each node's number among those of its row, from 1."""
-    if rows == 1:
-        return np.arange(1, len(row) + 1)
     order = row.argsort(kind="stable")
     ordered = row.take(order)
     numbers = np.empty(len(row), np.int64)
@@ -119,14 +124,17 @@ def _numbers(row: np.ndarray, rows: int) -> np.ndarray:
     return numbers
 
 
-def _firsts(row: np.ndarray, by_heads: np.ndarray) -> np.ndarray:
+def _firsts(row: np.ndarray, by_heads: np.ndarray, rows: int) -> np.ndarray:
     """bool [nodes]: whether it is its row's first one by the heads."""
     places = by_heads.nonzero()[0]
     firsts = np.zeros(len(row), bool)
-    firsts[places[np.unique(row.take(places), return_index=True)[1]]] = True
+    firsts[places[:1] if rows == 1 else places[np.unique(row.take(places), return_index=True)[1]]] = True
     return firsts
 
 
 def _from(begin: float, rest: np.ndarray) -> np.ndarray:
     """[nodes + 1]: `begin` without any node, then what `rest` [nodes] adds to it."""
-    return np.concatenate([[begin], begin + rest])
+    values = np.empty(len(rest) + 1, np.result_type(rest, type(begin)))
+    values[0] = begin
+    np.add(rest, begin, out=values[1:])
+    return values

@@ -13,6 +13,7 @@ Dimension words: [rows] and [tokens] points of the tables, [choices] steps that 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,10 @@ class CostModel:
         return self.base + (1.0 - self.base) * share
 
     def _body_line(self, rows: int) -> np.ndarray:
-        lines = [share * np.array(self._body[r]) for r, share in _between(self._rows, rows)]
+        parts = [(self._body[r], share) for r, share in _between(self._rows, rows)]
         # beyond the table two rising lines may come to one that falls
-        return _line(self._tokens, np.maximum.accumulate(np.maximum(sum(lines), LEAST)))
+        seconds = [sum(line[t] * share for line, share in parts) for t in range(len(self._tokens))]
+        return _line(self._tokens, list(accumulate((max(second, LEAST) for second in seconds), max)))
 
 
 def _surprise(predicted: float, seconds: float) -> float:
@@ -211,7 +213,7 @@ def _rising(name: str, values: Sequence[float], length: int, least: float) -> li
     return rising
 
 
-def _line(points: Sequence[int], values: Sequence[float] | np.ndarray) -> np.ndarray:
+def _line(points: Sequence[int], values: Sequence[float]) -> np.ndarray:
     """Values at 0, at the points and at FAR, so that np.interp goes on straight before and beyond the points."""
     ends = np.empty(len(points) + 2)
     ends[1:-1] = values
