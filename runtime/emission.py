@@ -77,7 +77,7 @@ def emit(s: Sequence, tokens: list[int], eos: Items[int]) -> tuple[list[str], Fi
             reason = "length"
             break
     if reason is None and s.habit.lookup is not None:
-        s.habit.lookup.extend(s.tokens[-len(pieces) :])
+        s.habit.lookup.extend(s.tokens[len(s.tokens) - len(pieces) :])
     s.text += "".join(pieces)
     return pieces, reason
 

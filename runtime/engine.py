@@ -71,7 +71,7 @@ class Engine:
         self._decisions = Decisions()
         self._pace = Pace(cost, self._decisions)
         self._speculator = Speculator(
-            accuracy_of(manifest), manifest.draft_top_k, self._pace, self._heads, self._decisions
+            accuracy_of(manifest), manifest.draft_top_k, manifest.eos, self._pace, self._heads, self._decisions
         )
         self._clock = clock
         self._stats = Stats()

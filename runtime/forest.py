@@ -70,12 +70,13 @@ class Candidates:
 
     def begin(
         self, roots: Items[int], asked: Items[int], draft: Draft | None, trust: np.ndarray | None,
-        refused: np.ndarray | None = None,
+        refused: np.ndarray | None = None, useless: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """The next step: rows with these root tokens, and what the heads say of those `asked` [drafted].
 
         `trust` [drafted] scales how often they are right; None stands for 1. `refused` bool [drafted, top_k] are tokens
-        of the first head that cannot follow; None stands for no such.
+        of the first head that cannot follow, `useless` bool [drafted, heads, top_k] those of all that are not worth a
+        node; None stands for no such.
         """
         rows, ranks = len(roots), self._ranks
         if rows > len(self._token_of):
@@ -95,6 +96,8 @@ class Candidates:
             np.minimum(chance, 0.0, out=chance)
         if refused is not None:
             _without(chance[:, 0], refused)
+        if useless is not None:
+            chance[useless] = ABSENT
         index: slice | np.ndarray = slice(None)
         proposed = chance[0].size  # of a row's ranks: those of the heads that ran
         if len(asked) < rows:

@@ -64,10 +64,10 @@ class Speculator:
     """Plans the trees of each step and learns from what becomes of them."""
 
     def __init__(
-        self, accuracy: Items[Items[float]], top_k: int, pace: Pace, heads: Heads, decisions: Decisions
+        self, accuracy: Items[Items[float]], top_k: int, eos: Items[int], pace: Pace, heads: Heads, decisions: Decisions
     ) -> None:
-        """`accuracy` [heads][...] and `top_k` as in Universe; `decisions` hears what is drafted."""
-        self._pace, self._run_heads, self._decisions = pace, heads, decisions
+        """`accuracy` [heads][...] and `top_k` as in Universe, `eos` end answers; `decisions` hears what is drafted."""
+        self._eos, self._pace, self._run_heads, self._decisions = frozenset(eos), pace, heads, decisions
         self._universe = Universe(accuracy, top_k)
         self._acceptance = Acceptance(len(accuracy))
         self._candidates = Candidates(self._universe, self._acceptance)
@@ -143,7 +143,7 @@ class Speculator:
     def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest | None:
         """Trees for these sequences, None where there is nothing to draft from."""
         habits = [s.habit for s in sequences]
-        found = [_continuation(s) for s in sequences]
+        found = [_continuation(s, self._eos) for s in sequences]
         fixed = [habit.fixed for habit in habits]
         if all(fixed):
             asked = list(range(len(habits))) if self._asking.heads else []
@@ -208,8 +208,11 @@ class Speculator:
             self._decisions.heads_runs += 1
             self._decisions.heads_rows += len(asked)
         of_asked = None if self._trust is None else self._trust[asked]
-        refused = None if draft is None else _refused([sequences[i] for i in asked], draft)
-        self._candidates.begin([s.root for s in sequences], asked, draft, of_asked, refused)
+        refused = useless = None
+        if draft is not None:
+            drafted = [sequences[i] for i in asked]
+            refused, useless = _refused(drafted, draft), _useless(drafted, draft, self._eos)
+        self._candidates.begin([s.root for s in sequences], asked, draft, of_asked, refused, useless)
         for i, (matched, tokens) in enumerate(found):
             if matched:
                 ranks = draft.tokens[asked.index(i)] if draft is not None and i in asked else None
@@ -258,17 +261,41 @@ def _matcher(s: Sequence) -> Matcher | None:
     return None if s.choice is None else s.choice.matcher
 
 
-def _continuation(s: Sequence) -> tuple[int, list[int]]:
+def _useful(s: Sequence) -> int:
+    """How deep a tree gains anything: what it may still be given, but for the token that the model adds itself."""
+    return s.limit - len(s.tokens) - 1
+
+
+def _continuation(s: Sequence, eos: frozenset[int]) -> tuple[int, list[int]]:
     """How many tokens matched, and what followed them, as far as a grammar can go on with it; or what it forces."""
     matcher = _matcher(s)
     if matcher is not None and (forced := matcher.forced()):
-        return FORCED, forced[:LOOKUP]
+        return FORCED, forced[: min(LOOKUP, _useful(s))]
     if s.habit.lookup is None:
         return NOTHING_FOUND
-    matched, tokens = s.habit.lookup.continuation(LOOKUP)
-    if matched and matcher is not None:
+    matched, tokens = s.habit.lookup.continuation(min(LOOKUP, _useful(s)))
+    if matched and not s.params.ignore_eos and not eos.isdisjoint(tokens):
+        tokens = tokens[: next(i for i, token in enumerate(tokens) if token in eos)]
+    if tokens and matcher is not None:
         tokens = tokens[: matcher.valid(tokens)]
     return (matched, tokens) if tokens else NOTHING_FOUND
+
+
+def _useless(sequences: list[Sequence], draft: Draft, eos: frozenset[int]) -> np.ndarray | None:
+    """Tokens of the heads that gain nothing, bool [drafted, heads, top_k]; None: there are none.
+
+    The model adds a token of its own to each path, an answer's last one too: drafts of it, and what follows, are in
+    vain.
+    """
+    useless, depth = np.zeros_like(draft.tokens, bool), draft.tokens.shape[1]
+    for token in eos:
+        useless |= draft.tokens == token
+    for k, s in enumerate(sequences):
+        if s.params.ignore_eos:
+            useless[k] = False
+        if (useful := _useful(s)) < depth:
+            useless[k, useful:] = True
+    return useless if useless.any() else None
 
 
 def _refused(sequences: list[Sequence], draft: Draft) -> np.ndarray | None:

@@ -115,3 +115,12 @@ def test_time_is_worth_what_all_rows_give_together(gave: float) -> None:
     beside_a_prompt = pace.prices(Load.planned([50, 0], [0, 20]))
     assert beside_a_prompt.rate == pytest.approx(1000.0) and beside_a_prompt.floor == 0.0
     assert pace.prices(Load.planned([50] * 3, [0] * 3)).floor == pytest.approx(gave)
+
+
+def test_no_heads_for_what_is_found_without_them() -> None:
+    """Where the text goes on as it did before, heads that are right say the same."""
+    for matched, heads in ((0, True), (8, False)):
+        asked, _ = asking(model(1e-6, heads=5e-4))
+        habit = sequence(0.5)
+        asked.decide([habit], [matched], np.array([50]), Load.planned([50], [0]), True)
+        assert habit.heads == heads, f"{matched} tokens match"

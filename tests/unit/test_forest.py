@@ -190,3 +190,30 @@ def test_a_step_leaves_nothing_behind_for_the_next() -> None:
         used.begin([9] * rows, [rows - 1], random_draft(rng, 1), None)
         lengths = [len(tree.tokens) for tree in used.build(used.best([5] * rows, NEVER)).trees]
         assert lengths == [1] * (rows - 1) + [5]
+
+
+def test_what_lookup_is_surer_of_is_not_by_the_heads() -> None:
+    """Though they propose it as well: it would be drafted without them."""
+    universe = Universe([[0.5, 0.2], [0.4, 0.1]], 2)
+    draft = Draft(np.array([[[11, 12], [21, 22]]]), np.log(np.array([[[0.995, 0.004], [0.3, 0.05]]], np.float32)))
+    candidates = Candidates(universe, Acceptance(2))
+    candidates.begin([7], [0], draft, None)
+    row, slot, _ = candidates.ranked(candidates.best([64], NEVER))
+    assert candidates.by_heads(row, slot).all()
+    candidates.add_continuation(0, 8, [11, 21, 60], draft.tokens[0])
+    row, slot, _ = candidates.ranked(candidates.best([64], NEVER))
+    by_heads = dict(zip(slot.tolist(), candidates.by_heads(row, slot).tolist(), strict=True))
+    assert len(by_heads) == len(universe.paths), "60 is one more, the root is none"
+    for place, path in enumerate(universe.paths[1:], 1):
+        assert by_heads[place] == (path != (0, 0)), path
+    assert [flag for place, flag in by_heads.items() if place >= len(universe.paths)] == [False]
+
+
+def test_a_continuation_ends_where_it_is_not_worth_it() -> None:
+    candidates = Candidates(Universe([], 0), Acceptance(0))
+    acceptance = Acceptance(0)
+    values = acceptance.lookup(8, LOOKUP)[0].cumsum()
+    candidates.begin([5], [], None, None)
+    candidates.add_continuation(0, 8, list(range(20, 20 + LOOKUP)), None, float(values[4:6].mean()))
+    [tree] = candidates.build(candidates.best([32], NEVER)).trees
+    assert tree.tokens == [5, *range(20, 25)]
