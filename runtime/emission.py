@@ -76,8 +76,6 @@ def emit(s: Sequence, tokens: list[int], eos: Items[int]) -> tuple[list[str], Fi
         if len(s.tokens) == s.limit:
             reason = "length"
             break
-    if reason is None and s.habit.lookup is not None:
-        s.habit.lookup.extend(s.tokens[len(s.tokens) - len(pieces) :])
     s.text += "".join(pieces)
     return pieces, reason
 

@@ -20,6 +20,7 @@ class Habit:
     nodes: int  # of its largest tree, the root included; 1 is plain decoding
     fixed: bool  # always that many, as far as there are candidates
     lookup: Lookup | None
+    unasked: int = 0  # steps in which it is not asked, as it knew nothing lately
     values: np.ndarray | None = None  # [REMEMBERED] chances of its best nodes to be accepted, lately
     heads: bool = False  # run for it in this step
     tried: bool = False  # run once, to see what they propose now

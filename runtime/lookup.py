@@ -31,6 +31,9 @@ class Lookup:
                 found, last[triple] = last.get(triple, found), place  # the longer one, where both are known
         self._found = found
 
+    def __len__(self) -> int:
+        return len(self._tokens)
+
     def continuation(self, most: int) -> tuple[int, list[int]]:
         """How many tokens match (2 to 8) and what followed them, `most` tokens; (0, []) where nothing matches.
 

@@ -33,6 +33,7 @@ NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once most sequences are known
 OUTDATED = 0.1  # seconds in the session after which a budget says nothing of steps like its own
 STEADY = 4  # times as long as the first one that budgets last which say the same as those before them
+UNASKED = 3  # steps in which prompt lookup is not asked after it knew nothing
 LEAST_CHANCE = 0.01  # of a node to be accepted; nodes below it are left out of what pays
 LEAST_VALUE = math.log(LEAST_CHANCE)
 NOTHING_FOUND: tuple[int, list[int]] = (0, [])
@@ -271,9 +272,14 @@ def _continuation(s: Sequence, eos: frozenset[int]) -> tuple[int, list[int]]:
     matcher = _matcher(s)
     if matcher is not None and (forced := matcher.forced()):
         return FORCED, forced[: min(LOOKUP, _useful(s))]
-    if s.habit.lookup is None:
+    habit, lookup = s.habit, s.habit.lookup
+    if lookup is None or habit.unasked:
+        habit.unasked = max(0, habit.unasked - 1)
         return NOTHING_FOUND
-    matched, tokens = s.habit.lookup.continuation(min(LOOKUP, _useful(s)))
+    lookup.extend(s.tokens[len(lookup) - len(s.prompt) :])
+    matched, tokens = lookup.continuation(min(LOOKUP, _useful(s)))
+    if not matched:
+        habit.unasked = UNASKED
     if matched and not s.params.ignore_eos and not eos.isdisjoint(tokens):
         tokens = tokens[: next(i for i, token in enumerate(tokens) if token in eos)]
     if tokens and matcher is not None:
