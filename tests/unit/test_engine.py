@@ -1,5 +1,6 @@
 """The engine on a fake model: whatever arrives, leaves or fails, every answer is plain decoding's."""
 
+import itertools
 import random
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from runtime import speculation
 from runtime.budget import Choice
 from runtime.engine import Engine
 from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError
+from runtime.lookup import Lookup
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sampling import draw
 from runtime.sequence import Output, Sequence
@@ -315,3 +317,33 @@ def test_without_heads_lookup_takes_no_budget_each_step(monkeypatch: pytest.Monk
     [sequence] = engine.generate([[5, 6, 7] * 3], SamplingParams(max_tokens=100, ignore_eos=True))
     assert sequence.tokens == [5 + i % 3 for i in range(100)] and sequence.accepted > 50
     assert sequence.steps >= 5 and len(budgets) <= 2
+
+
+class RisingSession(FakeSession):
+    """Its text never repeats itself."""
+
+    def run(self, batch: Batch) -> Result:
+        super().run(batch)
+        following = np.array([seen[-1] + 1 for seen in self._seen])
+        return HostResult(following, np.eye(VOCAB, dtype=np.float32)[following] * 50)
+
+
+def test_lookup_that_knows_nothing_is_asked_every_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then learns all that came meanwhile; while it knows something it is asked in each step."""
+    asked, continuation = list[int](), Lookup.continuation
+
+    def counted(lookup: Lookup, most: int) -> tuple[int, list[int]]:
+        asked.append(len(lookup))
+        return continuation(lookup, most)
+
+    monkeypatch.setattr(Lookup, "continuation", counted)
+    manifest, params = fake_manifest(medusa_heads=0, draft_top_k=0), SamplingParams(max_tokens=20, ignore_eos=True)
+    for session, prompt in ((RisingSession(manifest, rows=1), [5, 6]), (CountingSession(manifest, rows=1), [5, 6, 7])):
+        asked.clear()
+        ticks = itertools.count()
+        engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost(), clock=lambda: next(ticks) / 1e3)
+        [sequence] = engine.generate([prompt], params)
+        if isinstance(session, RisingSession):
+            assert sequence.steps == 19 and asked == [3, 7, 11, 15, 19]
+        else:
+            assert sequence.accepted > 10, "a period that began four tokens ago at most"
