@@ -338,9 +338,9 @@ def test_lookup_that_knows_nothing_is_asked_every_fourth_step(monkeypatch: pytes
 
     monkeypatch.setattr(Lookup, "continuation", counted)
     manifest, params = fake_manifest(medusa_heads=0, draft_top_k=0), SamplingParams(max_tokens=20, ignore_eos=True)
+    ticks = itertools.count()
     for session, prompt in ((RisingSession(manifest, rows=1), [5, 6]), (CountingSession(manifest, rows=1), [5, 6, 7])):
         asked.clear()
-        ticks = itertools.count()
         engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost(), clock=lambda: next(ticks) / 1e3)
         [sequence] = engine.generate([prompt], params)
         if isinstance(session, RisingSession):
