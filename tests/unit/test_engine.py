@@ -15,8 +15,10 @@ from runtime.errors import ContextError, MemoryBudgetError, ParameterError, Prom
 from runtime.lookup import Lookup
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sampling import draw
+from runtime.scheduler import Plan
 from runtime.sequence import Output, Sequence
 from runtime.session import Batch, HostResult, Result
+from runtime.tree import Tree
 from tests.fake import EOS, VOCAB, FakeSession, fake_cost, fake_manifest, fake_tokenizer, plain
 
 RATE = 0.03
@@ -347,3 +349,43 @@ def test_lookup_that_knows_nothing_is_asked_every_fourth_step(monkeypatch: pytes
             assert sequence.steps == 19 and asked == [3, 7, 11, 15, 19]
         else:
             assert sequence.accepted > 10, "a period that began four tokens ago at most"
+
+
+@pytest.fixture
+def drafted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int], int]]:
+    """Of each tree: how many tokens its sequence may still be given, its nodes' tokens but the root's, its depth."""
+    drafted, draft = list[tuple[int, list[int], int]](), speculation.Speculator.draft
+
+    def seen(self: speculation.Speculator, plan: Plan) -> list[Tree | None]:
+        trees = draft(self, plan)
+        for s, tree in zip(plan.sequences, trees, strict=True):
+            if tree is not None:
+                drafted.append((s.limit - len(s.tokens), tree.tokens[1:], int(tree.depth.max())))
+        return trees
+
+    monkeypatch.setattr(speculation.Speculator, "draft", seen)
+    return drafted
+
+
+def test_lookup_does_not_draft_the_end_of_an_answer(drafted: list[tuple[int, list[int], int]]) -> None:
+    session = CountingSession(fake_manifest(medusa_heads=0, draft_top_k=0), rows=1)
+    engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost())
+    engine.generate([[7, 5, 6, EOS, 9, 7]], SamplingParams(max_tokens=8))
+    tokens = [tokens for _, tokens, _ in drafted]
+    assert tokens[0] == [6] and not any(EOS in each for each in tokens), "what followed 7, 5 up to the end token"
+
+
+@pytest.mark.parametrize("lookup", [False, True])
+@pytest.mark.parametrize("speculation_", ["auto", 16, 64])
+def test_no_node_is_in_vain(drafted: list[tuple[int, list[int], int]], speculation_: int | str, lookup: bool) -> None:
+    """The model adds a token of its own to each path: the end of an answer, and the last that it may have, too."""
+    engine = Engine(
+        FakeSession(fake_manifest(), eos_rate=0.1), fake_tokenizer(), EngineConfig(rows=4, lookup=lookup), fake_cost()
+    )
+    prompts = [[5 + i, EOS, 7, EOS, 5 + i] for i in range(12)]
+    engine.generate(prompts, SamplingParams(max_tokens=9, speculation=speculation_))
+    assert len(drafted) > 10 and sum(len(tokens) for _, tokens, _ in drafted) > 20
+    assert all(EOS not in tokens and depth < left for left, tokens, depth in drafted)
+    drafted.clear()
+    engine.generate(prompts, SamplingParams(max_tokens=9, speculation=64, ignore_eos=True))
+    assert any(EOS in tokens for _, tokens, _ in drafted), "an end token that ends nothing is one as others are"
