@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -321,6 +322,12 @@ def test_without_heads_lookup_takes_no_budget_each_step(monkeypatch: pytest.Monk
     assert sequence.steps >= 5 and len(budgets) <= 2
 
 
+def ticking() -> Callable[[], float]:
+    """A clock by which everything takes a millisecond."""
+    ticks = itertools.count()
+    return lambda: next(ticks) / 1e3
+
+
 class RisingSession(FakeSession):
     """Its text never repeats itself."""
 
@@ -340,10 +347,9 @@ def test_lookup_that_knows_nothing_is_asked_every_fourth_step(monkeypatch: pytes
 
     monkeypatch.setattr(Lookup, "continuation", counted)
     manifest, params = fake_manifest(medusa_heads=0, draft_top_k=0), SamplingParams(max_tokens=20, ignore_eos=True)
-    ticks = itertools.count()
     for session, prompt in ((RisingSession(manifest, rows=1), [5, 6]), (CountingSession(manifest, rows=1), [5, 6, 7])):
         asked.clear()
-        engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost(), clock=lambda: next(ticks) / 1e3)
+        engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost(), clock=ticking())
         [sequence] = engine.generate([prompt], params)
         if isinstance(session, RisingSession):
             assert sequence.steps == 19 and asked == [3, 7, 11, 15, 19]
@@ -369,7 +375,7 @@ def drafted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int], int]]
 
 def test_lookup_does_not_draft_the_end_of_an_answer(drafted: list[tuple[int, list[int], int]]) -> None:
     session = CountingSession(fake_manifest(medusa_heads=0, draft_top_k=0), rows=1)
-    engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost())
+    engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), fake_cost(), clock=ticking())
     engine.generate([[7, 5, 6, EOS, 9, 7]], SamplingParams(max_tokens=8))
     tokens = [tokens for _, tokens, _ in drafted]
     assert tokens[0] == [6] and not any(EOS in each for each in tokens), "what followed 7, 5 up to the end token"
@@ -379,9 +385,8 @@ def test_lookup_does_not_draft_the_end_of_an_answer(drafted: list[tuple[int, lis
 @pytest.mark.parametrize("speculation_", ["auto", 16, 64])
 def test_no_node_is_in_vain(drafted: list[tuple[int, list[int], int]], speculation_: int | str, lookup: bool) -> None:
     """The model adds a token of its own to each path: the end of an answer, and the last that it may have, too."""
-    engine = Engine(
-        FakeSession(fake_manifest(), eos_rate=0.1), fake_tokenizer(), EngineConfig(rows=4, lookup=lookup), fake_cost()
-    )
+    config = EngineConfig(rows=4, lookup=lookup)
+    engine = Engine(FakeSession(fake_manifest(), eos_rate=0.1), fake_tokenizer(), config, fake_cost(), clock=ticking())
     prompts = [[5 + i, EOS, 7, EOS, 5 + i] for i in range(12)]
     engine.generate(prompts, SamplingParams(max_tokens=9, speculation=speculation_))
     assert len(drafted) > 10 and sum(len(tokens) for _, tokens, _ in drafted) > 20
