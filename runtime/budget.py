@@ -88,7 +88,7 @@ def best(
     gain = _from(load.decoding + gained, nodes.chance.cumsum())
     plain = float(gain[0]) / (float(seconds[0]) + prices.plain + float(gain[0]) * prices.token)  # tokens a second
     if asked is None:
-        ask = _from(0, _firsts(row, nodes.by_heads, len(lengths)).cumsum())
+        ask = _from(0, _firsts(row, nodes.by_heads).cumsum())
         drafted = seconds + (cost.heads(ask, prices.share) + np.where(ask > 0, prices.drafting, prices.plain))
     else:
         drafted = seconds + (float(cost.heads(asked, prices.share)) + (prices.drafting if asked else prices.plain))
@@ -124,17 +124,14 @@ def _numbers(row: np.ndarray, rows: int) -> np.ndarray:
     return numbers
 
 
-def _firsts(row: np.ndarray, by_heads: np.ndarray, rows: int) -> np.ndarray:
+def _firsts(row: np.ndarray, by_heads: np.ndarray) -> np.ndarray:
     """bool [nodes]: whether it is its row's first one by the heads."""
     places = by_heads.nonzero()[0]
     firsts = np.zeros(len(row), bool)
-    firsts[places[:1] if rows == 1 else places[np.unique(row.take(places), return_index=True)[1]]] = True
+    firsts[places[np.unique(row.take(places), return_index=True)[1]]] = True
     return firsts
 
 
 def _from(begin: float, rest: np.ndarray) -> np.ndarray:
     """[nodes + 1]: `begin` without any node, then what `rest` [nodes] adds to it."""
-    values = np.empty(len(rest) + 1, np.result_type(rest, type(begin)))
-    values[0] = begin
-    np.add(rest, begin, out=values[1:])
-    return values
+    return np.concatenate([[begin], begin + rest])
