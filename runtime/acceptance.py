@@ -10,6 +10,8 @@ Dimension words: [rows] sequences, [heads] Medusa heads, [depth] those that ran,
 [tried] nodes with an accepted parent.
 """
 
+import math
+
 import numpy as np
 
 EDGES = np.log([0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995])
@@ -49,10 +51,14 @@ class Acceptance:
 
     def lookup(self, matched: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities [tokens] of a continuation after `matched` equal tokens, and their cells."""
-        match = sum(matched >= least for least in LOOKUP_MATCH)
-        cells = match * LOOKUP_DEPTH + np.minimum(np.arange(tokens), LOOKUP_DEPTH - 1)
+        cells = _match(matched) * LOOKUP_DEPTH + np.minimum(np.arange(tokens), LOOKUP_DEPTH - 1)
         guess = np.log(self._lookup_guess[cells]) + self._log_ratio[self._first_lookup + cells]
         return np.minimum(guess, CERTAIN), self._first_lookup + cells
+
+    def lookup_first(self, matched: int) -> float:
+        """The first of the log-probabilities that `lookup` gives, for less."""
+        cell = _match(matched) * LOOKUP_DEPTH
+        return min(math.log(self._lookup_guess[cell]) + self._log_ratio.item(self._first_lookup + cell), CERTAIN)
 
     def is_lookup(self, cells: np.ndarray) -> np.ndarray:
         """Which cells are prompt lookup's, bool of the shape of `cells`."""
@@ -75,3 +81,8 @@ class Acceptance:
             self.expected *= fade
             self.right *= fade
         self._log_ratio = np.log((self.right + PRIOR) / (self.expected + PRIOR)).astype(np.float32)
+
+
+def _match(matched: int) -> int:
+    """Which of the cells by match it is."""
+    return sum(matched >= least for least in LOOKUP_MATCH)

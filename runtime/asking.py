@@ -60,7 +60,7 @@ class Asking:
     def decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load, proven: bool) -> None:
         """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them.
 
-        Where drafts are `proven` to come true and clearly pay for all, it is decided more rarely.
+        It is decided more rarely where drafts are `proven` to come true and clearly pay for all, or still for nobody.
         """
         steps, now = self._age, self._pace.seconds
         nodes = self._outlook(habits, matched)
@@ -72,8 +72,10 @@ class Asking:
             # step, of which the best are taken.
             drafts = {i for i, habit in enumerate(habits) if (habit.heads or habit.values is None) and not habit.poor}
         first, most = DECIDE_EVERY
-        clear = proven and choice.clear and len(drafts) == len(habits)
-        self._wait = min(2 * self._wait, most) if clear else first
+        for_all = proven and choice.clear and len(drafts) == len(habits)
+        poor = any(habit.poor for habit in habits)
+        for_nobody = not drafts and not self._pays and self._seen >= SEEN and not poor
+        self._wait = min(2 * self._wait, most) if for_all or for_nobody else first
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), now)
         runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
         share = float(self._pace.cost.heads(len(habits))) / max(now - self._tried, 1e-9)

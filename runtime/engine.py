@@ -76,7 +76,7 @@ class Engine:
         self._clock = clock
         self._stats = Stats()
         self._ready: list[Output] = []  # of sequences that ended without a step
-        self._in_session = 0.0  # seconds of this step
+        self._in_session = self._in_decoder = 0.0  # seconds of this step: with the heads, and without
         self._giving = 0.0  # seconds in which its tokens were chosen and handed out
         self._heads_took = float(cost.heads(1))  # seconds, when they last ran
         self._meanwhile: Callable[[], None] | None = None  # what is still to be called in this step
@@ -148,7 +148,8 @@ class Engine:
 
     def _step_once(self) -> list[Output]:
         begin = self._clock()
-        outputs, self._ready, self._in_session, self._giving = self._ready, [], 0.0, 0.0
+        outputs, self._ready = self._ready, []
+        self._in_session = self._in_decoder = self._giving = 0.0
         chunk = self._pace.chunk(self._scheduler, self.config.chunk, self.config.prefill_slowdown)
         plan = self._scheduler.plan(chunk)
         if plan.sequences:
@@ -162,8 +163,9 @@ class Engine:
             host = self._clock() - begin - self._in_session
             self._stats.session_seconds += self._in_session
             self._stats.host_seconds += host
+            rows, drafted = len(plan.sequences), self._speculator.drafted
+            self._pace.spent(rows, host + self._in_session - self._in_decoder)
             if not any(plan.prefill):
-                rows, drafted = len(plan.sequences), self._speculator.drafted
                 self._pace.took(rows, drafted, self._in_session, host, tokens, self._giving)
         return outputs
 
@@ -232,7 +234,7 @@ class Engine:
             self._about_to_run()
             began = self._clock()
             result = self.session.run(batch)
-            seconds = self._clock() - began
+            seconds = self._in_decoder = self._clock() - began
             self._in_session += seconds
             self._pace.ran(batch, plan.prefill.count(0), seconds)
         except Exception as error:  # whatever ONNX Runtime raises: this step is lost, the engine is not

@@ -19,8 +19,9 @@ TRUST_PRIOR, TRUST_MEMORY = 8.0, 60.0  # in expected successes
 class Habit:
     nodes: int  # of its largest tree, the root included; 1 is plain decoding
     fixed: bool  # always that many, as far as there are candidates
-    lookup: Lookup | None
-    unasked: int = 0  # steps in which it is not asked, as it knew nothing lately
+    looks: bool  # whether prompt lookup may be asked
+    lookup: Lookup | None = None  # once it was
+    unasked: int | None = None  # steps in which it is not asked now; None: it never could
     values: np.ndarray | None = None  # [REMEMBERED] chances of its best nodes to be accepted, lately
     heads: bool = False  # run for it in this step
     tried: bool = False  # run once, to see what they propose now

@@ -30,6 +30,7 @@ class Pace:
         self._decisions = decisions
         self._host = [0.0, 0.0]  # seconds of a step outside the session over (rows + HOST): plain, drafting
         self._token = 0.0  # and more for each token that it gives
+        self._beside = 0.0  # seconds of any step beside its decoder run over (rows + HOST for drafting)
         # of the last steps, and of those of them that drafted nothing, by rows that decode: tokens, seconds in the
         # session at the machine's usual speed, and outside it
         self._known: dict[int, tuple[float, float, float]] = {}
@@ -68,6 +69,10 @@ class Pace:
             self._heads_timed = self.seconds
             self.cost.observe_heads(rows, seconds, share)
 
+    def spent(self, rows: int, seconds: float) -> None:
+        """Learns how long a step of so many rows, prompts among them, took beside its decoder run."""
+        self._beside = _recent(self._beside, seconds / (rows + HOST[True]))
+
     def planned(self) -> None:
         """This step has a budget of its own."""
         self._unplanned = 0.0
@@ -97,7 +102,8 @@ class Pace:
             return 0.0
         tokens, usual, host = known
         # a machine that is slow just now is so for the session of every step; the host's part is as it is
-        return tokens / (usual * self.cost.factor + host)
+        seconds = usual * self.cost.factor + host
+        return tokens / seconds if seconds else 0.0  # they took none by a clock that stands
 
     def chunk(self, scheduler: Scheduler, most: int, slowdown: float) -> int:
         """Prompt tokens of the next step, at most `most`: few enough that it takes `slowdown` times a usual one.
@@ -118,6 +124,8 @@ class Pace:
             decoding + 1, tokens * decoding + choices, np.maximum(choices, usual.widest),
             attended * decoding + choices * (prompt.length + choices), choices - 1, keys * decoding + prompt.length,
         )  # fmt: skip
+        alone += self._beside * (full + HOST[True])
+        beside += self._beside * (decoding + 1 + HOST[True])
         fitting = int(np.count_nonzero(beside <= slowdown * alone))
         return int(choices[max(0, fitting - 1)])
 

@@ -9,7 +9,6 @@ from runtime.admission import admit
 from runtime.choice import Choice
 from runtime.grammar import Grammars
 from runtime.habit import Habit
-from runtime.lookup import Lookup
 from runtime.manifest import Manifest
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sequence import Sequence
@@ -37,7 +36,7 @@ class Requests:
             habit=Habit(
                 admission.nodes,
                 fixed=params.speculation != "auto",
-                lookup=Lookup(prompt) if admission.nodes > 1 and self._config.lookup else None,
+                looks=admission.nodes > 1 and self._config.lookup,
             ),
             limit=admission.limit,
             reserved=admission.reserved,

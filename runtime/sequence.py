@@ -6,6 +6,7 @@ from typing import Literal
 
 from runtime.choice import Choice
 from runtime.errors import GorgonError
+from runtime.grammar import Matcher
 from runtime.habit import Habit
 from runtime.params import SamplingParams
 from runtime.sampling import Logprobs
@@ -60,6 +61,15 @@ class Sequence:
     @property
     def root(self) -> int:
         return self.tokens[-1]
+
+    @property
+    def useful(self) -> int:
+        """How deep a tree gains anything: what it may still emit, but for the token that the model adds itself."""
+        return self.limit - len(self.tokens) - 1
+
+    @property
+    def matcher(self) -> Matcher | None:
+        return None if self.choice is None else self.choice.matcher
 
 
 @dataclass(frozen=True, slots=True)

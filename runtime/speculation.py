@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runtime.acceptance import FORCED, Acceptance
+from runtime.acceptance import Acceptance
 from runtime.asking import Asking
 from runtime.budget import Nodes, Prices, best, with_trees
-from runtime.forest import LOOKUP, NEVER, Candidates, Forest
-from runtime.grammar import Matcher
+from runtime.continuations import Continuation, Continuations
+from runtime.forest import NEVER, Candidates, Forest
 from runtime.habit import Habit
 from runtime.load import Load
 from runtime.pace import Pace
@@ -33,10 +33,8 @@ NO_NODE = -DEPTH_COST / 2  # above the value of every node but roots
 LEARN_EVERY = 3  # steps, one of whose trees is learnt from once most sequences are known
 OUTDATED = 0.1  # seconds in the session after which a budget says nothing of steps like its own
 STEADY = 4  # times as long as the first one that budgets last which say the same as those before them
-UNASKED = 3  # steps in which prompt lookup is not asked after it knew nothing
 LEAST_CHANCE = 0.01  # of a node to be accepted; nodes below it are left out of what pays
 LEAST_VALUE = math.log(LEAST_CHANCE)
-NOTHING_FOUND: tuple[int, list[int]] = (0, [])
 
 Kind = tuple[int, int, int, bool]  # of a step: rows, rows that may draft, those asked, whether most drafts disappoint
 Heads = Callable[[list[int], int], Draft]  # rows, and how many heads run, to what these propose for them
@@ -71,15 +69,17 @@ class Speculator:
         self._eos, self._pace, self._run_heads, self._decisions = frozenset(eos), pace, heads, decisions
         self._universe = Universe(accuracy, top_k)
         self._acceptance = Acceptance(len(accuracy))
+        self._continuations = Continuations(eos)
         self._candidates = Candidates(self._universe, self._acceptance)
         self._asking = Asking(len(accuracy), self._universe, self._acceptance, pace)
         self._depth = len(accuracy)  # heads that this step runs, if any
-        self._common = Habit(nodes=1, fixed=False, lookup=None)  # of all sequences, as if they were one
+        self._common = Habit(nodes=1, fixed=False, looks=False)  # of all sequences, as if they were one
         self._steps = 0
         self._rows: list[int] = []  # of this step's plan: those that may draft
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
         self._forest: Forest | None = None
         self._budgets: dict[Kind, Budget] = {}  # the last ones
+        self._rate = 0.0  # tokens that a second is worth, by the last of them
 
     @property
     def drafted(self) -> bool:
@@ -113,20 +113,22 @@ class Speculator:
         self._steps += 1
         if self._steps % LEARN_EVERY and not _most(h.young and (h.poor or not h.expected) for h in habits):
             return
-        if forest is None:
+        if forest is None or not self.drafted:
             self._decisions.compare(len(rows), len(rows), len(rows))
+            self._continuations.learn(0, self._rate)
             return
         known = self._candidates.known(forest)
         self._decisions.compare(len(rows), float(known.value.sum()), sum(map(len, walked)))
-        if len(forest.places) == len(rows):
-            return
         start = forest.start[:-1]
         accepted = np.zeros(len(forest.places), bool)
         accepted[[at + node for path, at in zip(walked, start.tolist(), strict=True) for node in path]] = True
+        continued = 0
         if forest.continued:
             by_lookup = self._acceptance.is_lookup(known.cells)
+            continued = int((by_lookup & accepted).sum())
             self._decisions.lookup_drafted += int(by_lookup.sum())
-            self._decisions.lookup_accepted += int((by_lookup & accepted).sum())
+            self._decisions.lookup_accepted += continued
+        self._continuations.learn(continued, self._rate)
         tried: np.ndarray = accepted.take(forest.parent)
         tried[start] = False
         claimed = known.chance * tried
@@ -144,7 +146,7 @@ class Speculator:
     def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest | None:
         """Trees for these sequences, None where there is nothing to draft from."""
         habits = [s.habit for s in sequences]
-        found = [_continuation(s, self._eos) for s in sequences]
+        found = self._continuations.find(sequences)
         fixed = [habit.fixed for habit in habits]
         if all(fixed):
             asked = list(range(len(habits))) if self._asking.heads else []
@@ -157,13 +159,15 @@ class Speculator:
             return None
         kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
         good = None if all(fixed) else self._good(kind, habits)
-        if good is not None and not asked and good.least == NO_NODE and not any(fixed):
-            return None  # what was found did not pay lately
+        if good is not None and not asked and not any(fixed):
+            first_ones = (self._acceptance.lookup_first(matched) - DEPTH_COST for matched, _ in found if matched)
+            if all(value < good.least for value in first_ones):
+                return None  # what was found would not pay
         candidates, most = self._candidates, [habit.nodes for habit in habits]
         draft = self._begin(sequences, asked, found, LEAST_VALUE if good is None else good.least)
         if draft is not None:
             for k, i in enumerate(asked):
-                if (matcher := _matcher(sequences[i])) is not None:
+                if (matcher := sequences[i].matcher) is not None:
                     least = NEVER if fixed[i] else LEAST_VALUE
                     prune(candidates, i, self._universe, draft.tokens[k], most[i], least, matcher.valid)
         if all(fixed):
@@ -179,6 +183,7 @@ class Speculator:
         load = _load(plan)
         prices = self._pace.prices(load, self._depth / max(self._asking.heads, 1))
         keep, budget = self._budget(np.array(fixed), nodes, _lengths(sequences), load, prices, len(asked))
+        self._rate = budget.rate
         self._budgets[kind] = budget.after(self._budgets.get(kind)) if self._proven(habits) else budget
         if asked and not any(fixed):
             depth = self._universe.depth.take(slot, mode="clip")  # of a continuation nothing is asked
@@ -194,7 +199,7 @@ class Speculator:
         return None if self._pace.budget_is_due(len(habits), disappoint, 1 if disappoint else last.lasts) else last
 
     def _begin(
-        self, sequences: list[Sequence], asked: list[int], found: list[tuple[int, list[int]]], least: float
+        self, sequences: list[Sequence], asked: list[int], found: list[Continuation], least: float
     ) -> Draft | None:
         """Sets up this step's candidates: of the heads, run for those `asked`, and of what was found without them.
 
@@ -258,35 +263,6 @@ def _least(fixed: list[bool], value: float) -> np.ndarray | float:
     return np.where(fixed, NEVER, value) if any(fixed) else value
 
 
-def _matcher(s: Sequence) -> Matcher | None:
-    return None if s.choice is None else s.choice.matcher
-
-
-def _useful(s: Sequence) -> int:
-    """How deep a tree gains anything: what it may still be given, but for the token that the model adds itself."""
-    return s.limit - len(s.tokens) - 1
-
-
-def _continuation(s: Sequence, eos: frozenset[int]) -> tuple[int, list[int]]:
-    """How many tokens matched, and what followed them, as far as a grammar can go on with it; or what it forces."""
-    matcher = _matcher(s)
-    if matcher is not None and (forced := matcher.forced()):
-        return FORCED, forced[: min(LOOKUP, _useful(s))]
-    habit, lookup = s.habit, s.habit.lookup
-    if lookup is None or habit.unasked:
-        habit.unasked = max(0, habit.unasked - 1)
-        return NOTHING_FOUND
-    lookup.extend(s.tokens[len(lookup) - len(s.prompt) :])
-    matched, tokens = lookup.continuation(min(LOOKUP, _useful(s)))
-    if not matched:
-        habit.unasked = UNASKED
-    if matched and not s.params.ignore_eos and not eos.isdisjoint(tokens):
-        tokens = tokens[: next(i for i, token in enumerate(tokens) if token in eos)]
-    if tokens and matcher is not None:
-        tokens = tokens[: matcher.valid(tokens)]
-    return (matched, tokens) if tokens else NOTHING_FOUND
-
-
 def _useless(sequences: list[Sequence], draft: Draft, eos: frozenset[int]) -> np.ndarray | None:
     """Tokens of the heads that gain nothing, bool [drafted, heads, top_k]; None: there are none.
 
@@ -299,18 +275,18 @@ def _useless(sequences: list[Sequence], draft: Draft, eos: frozenset[int]) -> np
     for k, s in enumerate(sequences):
         if s.params.ignore_eos:
             useless[k] = False
-        if (useful := _useful(s)) < depth:
+        if (useful := s.useful) < depth:
             useless[k, useful:] = True
     return useless if useless.any() else None
 
 
 def _refused(sequences: list[Sequence], draft: Draft) -> np.ndarray | None:
     """Tokens of the first head that grammars refuse, bool [drafted, top_k]; None: there are no grammars."""
-    if all(_matcher(s) is None for s in sequences):
+    if all(s.matcher is None for s in sequences):
         return None
     refused = np.zeros((len(sequences), draft.tokens.shape[2]), bool)
     for k, s in enumerate(sequences):
-        if (matcher := _matcher(s)) is not None:
+        if (matcher := s.matcher) is not None:
             refused[k] = refused_first(draft.tokens[k, 0], matcher.valid)
     return refused
 

@@ -68,9 +68,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._ended = False
         super().data_received(data)
-        if (
-            self._in_head
-        ):  # of a head that begins amid the data, after something else, it is not known how much there is
+        if self._in_head:  # of one that begins amid the data, after something else, it is not known how much came
             self._head_bytes = 1 if self._ended else self._head_bytes + len(data)
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()  # something has begun to come, if only empty lines

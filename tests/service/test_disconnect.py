@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import socket
+import threading
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ import httpx
 import pytest
 
 from runtime.params import SamplingParams
+from runtime.prompts import Prompts
+from service import encoding
 from tests.fake import fake_tokenizer
 from tests.service.serving import SECONDS, HeldSession, Serving, await_cancelled, engine_on, eventually, serving
 
@@ -85,6 +88,30 @@ def test_a_request_that_the_engine_has_not_seen_yet() -> None:
         assert (server.health()[1]["rows_in_use"], server.thread.live) == (1, 1)
         session.let(float("inf"))
         assert first.result().status_code == 200
+
+
+def test_a_client_that_goes_while_its_prompt_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to cancel yet; its answer ends as it begins."""
+    begun, may_end, raw = threading.Event(), threading.Event(), Prompts.raw
+
+    def slow(self: Prompts, text: str) -> list[int]:
+        begun.set()
+        assert may_end.wait(SECONDS)
+        return raw(self, text)
+
+    monkeypatch.setattr(Prompts, "raw", slow)
+    monkeypatch.setattr(encoding, "AT_ONCE", 0)
+    session = HeldSession(rows=2)
+    with serving(lambda: engine_on(session)) as server:
+        with send(server, LONG):
+            assert begun.wait(SECONDS)
+        eventually(lambda: not server.server.server_state.connections)
+        monkeypatch.setattr(Prompts, "raw", raw)
+        may_end.set()
+        assert server.generate(**LONG).json()["usage"]["completion_tokens"] == 100
+        await_free(server)
+        finished = server.health()[1]["finished"]
+        assert finished["length"] == 1 and session.runs < 110, "nobody waited for the other answer"
 
 
 def test_fifty_clients_of_whom_many_go() -> None:

@@ -57,9 +57,10 @@ class ReplaySession:
     provider = "replay"
     ordered = False
 
-    def __init__(self, traces: list[Trace], cost: CostModel, clock: Clock, rows: int) -> None:
+    def __init__(self, traces: list[Trace], cost: CostModel, clock: Clock, rows: int, host: float = 0.0) -> None:
+        """`host` seconds pass outside the session for each row of a step."""
         self.manifest = fake_manifest(vocab=VOCAB, medusa_heads=HEADS, draft_top_k=TOP_K, context=LONG)
-        self._traces, self._cost, self._clock = traces, cost, clock
+        self._traces, self._cost, self._clock, self._host = traces, cost, clock, host
         self._trace = np.zeros(rows, np.int64)
         self._committed = np.zeros(rows, np.int64)
         self._texts = np.stack([t.text for t in traces])
@@ -92,6 +93,7 @@ class ReplaySession:
 
     def commit(self, row: int, length: int, path: list[int], last: int | None) -> None:
         self._committed[row] = length + len(path)
+        self._clock.now += self._host
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._trace[target], self._committed[target] = self._trace[source], self._committed[source]

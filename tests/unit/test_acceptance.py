@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.acceptance import Acceptance
+from runtime.acceptance import FORCED, Acceptance
 from runtime.habit import PATIENCE, Habit
 
 
@@ -57,6 +57,16 @@ def test_longer_matches_promise_more_and_learn_apart() -> None:
         acceptance.observe(cells, np.exp(chance), np.zeros(1, bool))
     assert np.exp(acceptance.lookup(9, 1)[0][0]) < 0.05
     assert np.array_equal(acceptance.lookup(2, 6)[0], short)
+
+
+@pytest.mark.parametrize("matched", [2, 3, 5, 7, 8, 40, FORCED])
+def test_the_first_token_of_a_continuation_is_told_for_less(matched: int) -> None:
+    acceptance = Acceptance(2)
+    for right in (False, True, True):
+        assert acceptance.lookup_first(matched) == pytest.approx(acceptance.lookup(matched, 3)[0][0], rel=1e-6)
+        for _ in range(40):
+            chance, cells = acceptance.lookup(matched, 1)
+            acceptance.observe(cells, np.exp(chance), np.array([right]))
 
 
 def test_a_sequence_whose_drafts_fail_is_trusted_less() -> None:

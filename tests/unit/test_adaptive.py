@@ -152,11 +152,13 @@ def test_prompt_lookup_wins_where_the_text_repeats(concurrency: int) -> None:
     assert drafting["lookup_accepted"] > 0.8 * drafting["lookup_drafted"] > 100
 
 
+@pytest.mark.parametrize("host", [0.0, 0.5])
 @pytest.mark.parametrize("slowdown", [1.5, 2.0, 4.0])
-def test_a_long_prompt_does_not_hold_up_the_others(slowdown: float) -> None:
-    """The time between a sequence's tokens, before a long prompt comes and while it goes in."""
+def test_a_long_prompt_does_not_hold_up_the_others(slowdown: float, host: float) -> None:
+    """The time between a sequence's tokens, all of it, before a long prompt comes and while it goes in."""
     clock = Clock()
-    session = ReplaySession(TRACES["usual"], model(FIRST), clock, 4)
+    outside = host * float(model(FIRST).decoder(1, 1, 1, 1))
+    session = ReplaySession(TRACES["usual"], model(FIRST), clock, 4, outside)
     config = EngineConfig(rows=4, kv_memory=1 << 30, chunk=256, prefill_slowdown=slowdown, lookup=False)
     engine = Engine(session, fake_tokenizer(), config, model(FIRST), clock)
     for i in range(3):
@@ -175,12 +177,12 @@ def test_a_long_prompt_does_not_hold_up_the_others(slowdown: float) -> None:
     assert max(seconds for _, seconds in beside) > 0.5 * slowdown * usual, "it could have gone in faster"
 
 
-def test_where_many_wait_their_prompts_go_in_faster() -> None:
+def test_a_prompt_goes_in_faster_where_many_wait_and_where_steps_are_long_anyway() -> None:
     """One row decodes; a prompt alone may take twice its step, one of seven twice a step of seven."""
 
-    def first_chunk(prompts: int) -> int:
+    def first_chunk(prompts: int, outside: float = 0.0) -> int:
         clock = Clock()
-        session = ReplaySession(TRACES["usual"], model(FIRST), clock, 8)
+        session = ReplaySession(TRACES["usual"], model(FIRST), clock, 8, outside)
         config = EngineConfig(rows=8, kv_memory=1 << 30, chunk=256, lookup=False)
         engine = Engine(session, fake_tokenizer(), config, model(FIRST), clock)
         engine.add([0], SamplingParams(380, ignore_eos=True, speculation=4))
@@ -192,4 +194,6 @@ def test_where_many_wait_their_prompts_go_in_faster() -> None:
         engine.step()
         return int(engine.stats()["prefilled"]) - before
 
-    assert first_chunk(7) >= 2 * first_chunk(1) > 0
+    alone = first_chunk(1)
+    assert first_chunk(7) >= 2 * alone > 0
+    assert first_chunk(1, outside=2 * float(model(FIRST).decoder(1, 1, 1, 1))) >= 2 * alone, "its step is all of it"

@@ -85,3 +85,5 @@ def test_the_rate_is_what_steps_gave() -> None:
     pace.cost.factor = 2.0  # the machine is slow just now: for the session of every step, not for the host
     assert pace.prices(load).rate == pytest.approx(8 / 7e-3)
     assert pace.prices(Load.planned([50], [0])).rate == 0.0, "other numbers of rows are other matters"
+    pace.took(1, True, inside=0.0, seconds=0.0, tokens=1, giving=0.0)
+    assert pace.prices(Load.planned([50], [0])).rate == 0.0, "a clock that stands tells nothing"

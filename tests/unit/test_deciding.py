@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from runtime.acceptance import Acceptance
-from runtime.asking import DECIDE_EVERY, Asking
+from runtime.asking import DECIDE_EVERY, SEEN, Asking
+from runtime.budget import Nodes
 from runtime.cost import CostModel
 from runtime.habit import REMEMBERED, Habit
 from runtime.load import Load
@@ -16,6 +17,7 @@ from runtime.speculation import STEADY, Budget
 from runtime.stats import Decisions
 from runtime.tree import PUBLISHED_ACCURACY, Universe
 
+NO_NODES = Nodes(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
 HEADS = len(PUBLISHED_ACCURACY)
 BUDGET = Budget(least=-1.0, most=9, beyond=-0.5, rate=1000.0, outdated=0.1, clear=True)
 
@@ -33,7 +35,7 @@ def asking(cost: CostModel) -> tuple[Asking, Pace]:
 
 def sequence(chance: float) -> Habit:
     """One whose drafts had nodes of this chance lately."""
-    return Habit(nodes=16, fixed=False, lookup=None, values=np.full(REMEMBERED, chance))
+    return Habit(nodes=16, fixed=False, looks=False, values=np.full(REMEMBERED, chance))
 
 
 def decide(asked: Asking, habits: list[Habit], proven: bool = True) -> None:
@@ -87,6 +89,22 @@ def test_who_drafts_is_decided_more_rarely_where_it_is_clear() -> None:
     assert steps_until_the_next(asked, habits) == first, "who knows whether they come true"
     decide(asked, [sequence(0.9), sequence(0.0)])
     assert steps_until_the_next(asked, habits) == first, "not for all"
+
+
+def test_who_drafts_is_decided_more_rarely_while_it_pays_for_nobody() -> None:
+    first, most = DECIDE_EVERY
+    asked, _ = asking(model(2e-3))
+    habits = [sequence(0.01), sequence(0.02)]
+    waits = []
+    for _ in range(SEEN // 2 + 3):
+        decide(asked, habits)
+        assert not any(habit.heads for habit in habits)
+        waits.append(steps_until_the_next(asked, habits))
+        asked.remember(habits, [0, 1], NO_NODES, hurried=False)
+    assert waits == [first] * (SEEN // 2) + [2 * first, most, most], "once enough was seen of what they propose"
+    habits[0].learn(expected=9.0, right=0.0)
+    decide(asked, habits)
+    assert steps_until_the_next(asked, habits) == first, "how far it can be trusted is being learnt"
 
 
 def test_what_gives_more_than_plain_steps_goes_on_though_averages_promise_less() -> None:

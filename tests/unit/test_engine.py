@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import speculation
+from runtime import continuations, speculation
 from runtime.budget import Choice
+from runtime.continuations import Continuation, Continuations
+from runtime.cost import CostModel
 from runtime.engine import Engine
 from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError
+from runtime.forest import Candidates
 from runtime.lookup import Lookup
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sampling import draw
@@ -355,6 +358,46 @@ def test_lookup_that_knows_nothing_is_asked_every_fourth_step(monkeypatch: pytes
             assert sequence.steps == 19 and asked == [3, 7, 11, 15, 19]
         else:
             assert sequence.accepted > 10, "a period that began four tokens ago at most"
+
+
+class MisleadingSession(FakeSession):
+    """Its text is 5, 6, 7, 5, 6, 8, 5, 6, 9 and so on: what followed 5, 6 before never does again.
+
+    Each token takes a millisecond.
+    """
+
+    now = 0.0
+
+    def run(self, batch: Batch) -> Result:
+        super().run(batch)
+        self.now += len(batch.tokens) / 1e3
+        following = np.array([(5, 6, 7 + len(seen) // 3 % (VOCAB - 7))[len(seen) % 3] for seen in self._seen])
+        return HostResult(following, np.eye(VOCAB, dtype=np.float32)[following] * 50)
+
+
+def test_what_lookup_finds_is_left_alone_where_it_would_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No candidates are set up for it, but for a budget now and then."""
+    found, begun, find, begin = list[int](), list[int](), Continuations.find, Candidates.begin
+
+    def finding(self: Continuations, sequences: list[Sequence]) -> list[Continuation]:
+        these = find(self, sequences)
+        found.extend(sequences[0].steps for matched, _ in these if matched)
+        return these
+
+    def beginning(self: Candidates, *arguments: Any) -> None:
+        begun.append(sequence.steps)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(continuations, "UNASKED", (0, 0))
+    monkeypatch.setattr(Continuations, "find", finding)
+    monkeypatch.setattr(Candidates, "begin", beginning)
+    session = MisleadingSession(fake_manifest(medusa_heads=0, draft_top_k=0), rows=1)
+    cost = CostModel([1], [1, 64], [[1e-3, 64e-3]], [0.0, 0.0], [0.0])
+    engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), cost, clock=lambda: session.now)
+    sequence = engine.add([5, 6], SamplingParams(max_tokens=120, ignore_eos=True))
+    run_to_end(engine)
+    late, looked = (sum(step > 40 for step in which) for which in (found, begun))
+    assert late > 20 and looked < late / 2
 
 
 @pytest.fixture

@@ -17,9 +17,7 @@ from unittest.mock import patch
 
 from llguidance import LLMatcher
 
-from runtime import speculation
 from runtime.engine import Engine
-from runtime.forest import LOOKUP
 from runtime.grammar import Matcher
 from runtime.params import EngineConfig, SamplingParams, StructuredOutputs
 from runtime.prompts import Prompts
@@ -43,22 +41,14 @@ ASKED = {
     ),
     "a sentence": StructuredOutputs(regex=r"[A-Z][a-z ,]{20,120}\."),
 }
-NOTHING: Callable[..., None] = lambda *arguments: None  # noqa: E731
 FORMS = ("visited nodes only", "candidates too", "and forced tokens")
 
 
 @contextmanager
 def form(name: str) -> Iterator[None]:
     """The engine as it drafts in one of FORMS."""
-    blind = lambda s: (  # noqa: E731
-        speculation.NOTHING_FOUND if s.habit.lookup is None else s.habit.lookup.continuation(LOOKUP)
-    )
     if name == FORMS[0]:
-        with (
-            patch.object(speculation, "prune", NOTHING),
-            patch.object(speculation, "_refused", NOTHING),
-            patch.object(speculation, "_continuation", blind),
-        ):
+        with patch.object(Sequence, "matcher", None):
             yield
     elif name == FORMS[1]:
         with patch.object(Matcher, "forced", lambda self: []):
