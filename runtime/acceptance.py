@@ -10,8 +10,6 @@ Dimension words: [rows] sequences, [heads] Medusa heads, [depth] those that ran,
 [tried] nodes with an accepted parent.
 """
 
-import math
-
 import numpy as np
 
 EDGES = np.log([0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995])
@@ -37,6 +35,7 @@ class Acceptance:
         guess = LOOKUP_GUESS[:, None] + (0.9 - LOOKUP_GUESS[:, None]) * deeper
         self._lookup_guess = guess.ravel()
         self._head_cell = np.arange(heads)[:, None] * self._bins
+        self._first_forced = self._first_lookup + LOOKUP_DEPTH * len(LOOKUP_MATCH)
         cells = self._first_lookup + guess.size
         self.expected, self.right = np.zeros(cells), np.zeros(cells)
         self._log_ratio = np.zeros(cells, np.float32)
@@ -51,18 +50,18 @@ class Acceptance:
 
     def lookup(self, matched: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities [tokens] of a continuation after `matched` equal tokens, and their cells."""
-        cells = _match(matched) * LOOKUP_DEPTH + np.minimum(np.arange(tokens), LOOKUP_DEPTH - 1)
+        match = sum(matched >= least for least in LOOKUP_MATCH)
+        cells = match * LOOKUP_DEPTH + np.minimum(np.arange(tokens), LOOKUP_DEPTH - 1)
         guess = np.log(self._lookup_guess[cells]) + self._log_ratio[self._first_lookup + cells]
         return np.minimum(guess, CERTAIN), self._first_lookup + cells
 
-    def lookup_first(self, matched: int) -> float:
-        """The first of the log-probabilities that `lookup` gives, for less."""
-        cell = _match(matched) * LOOKUP_DEPTH
-        return min(math.log(self._lookup_guess[cell]) + self._log_ratio.item(self._first_lookup + cell), CERTAIN)
-
     def is_lookup(self, cells: np.ndarray) -> np.ndarray:
-        """Which cells are prompt lookup's, bool of the shape of `cells`."""
+        """Which cells are prompt lookup's or of what a grammar forces, bool of the shape of `cells`."""
         return cells >= self._first_lookup
+
+    def is_forced(self, cells: np.ndarray) -> np.ndarray:
+        """Which cells are of what a grammar forces, bool of the shape of `cells`."""
+        return cells >= self._first_forced
 
     def observe(self, cells: np.ndarray, chance: np.ndarray, right: np.ndarray) -> None:
         """What became of drafts: their cells [tried], the chances they were given, and whether they were right."""
@@ -81,8 +80,3 @@ class Acceptance:
             self.expected *= fade
             self.right *= fade
         self._log_ratio = np.log((self.right + PRIOR) / (self.expected + PRIOR)).astype(np.float32)
-
-
-def _match(matched: int) -> int:
-    """Which of the cells by match it is."""
-    return sum(matched >= least for least in LOOKUP_MATCH)

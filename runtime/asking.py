@@ -24,6 +24,7 @@ CHANGED_AFTER = 0.004  # seconds in the session between them, where not as many 
 OVERDUE = 0.02, 0.003  # of the time in the session, below which they are tried however short the sequences are
 SEEN = 16  # sequences' drafts until that is the latter: before, little is known of what is typical
 TYPICAL = 0.07, 0.035  # weight of a draft in what is typical; of one that is looked at because it disappoints
+LIKELY = float(np.log(0.5))  # log-probability of a continuation from which on it is one, not its text's chance
 TRIALS = 0.015  # of it that trials of the heads may take while they pay for nobody
 
 
@@ -60,7 +61,7 @@ class Asking:
     def decide(self, habits: list[Habit], matched: list[int], lengths: np.ndarray, load: Load, proven: bool) -> None:
         """Sets for whom of these the heads run; `matched` tokens of each continuation that was found without them.
 
-        It is decided more rarely where drafts are `proven` to come true and clearly pay for all, or still for nobody.
+        Where drafts are `proven` to come true and clearly pay for all, it is decided more rarely.
         """
         steps, now = self._age, self._pace.seconds
         nodes = self._outlook(habits, matched)
@@ -69,13 +70,16 @@ class Asking:
         drafts = set(nodes.row[: choice.nodes][nodes.by_heads[: choice.nodes]].tolist())
         if not drafts and self._pays and choice.rate <= prices.rate:
             # Lately it was faster than plain decoding would be: chances on the average promise less than those of each
-            # step, of which the best are taken.
-            drafts = {i for i, habit in enumerate(habits) if (habit.heads or habit.values is None) and not habit.poor}
+            # step, of which the best are taken. But not where it was faster as the text goes on as it did before.
+            known = [match and self._acceptance.lookup(match, 1)[0][0] > LIKELY for match in matched]
+            drafts = {
+                i
+                for i, habit in enumerate(habits)
+                if (habit.heads or habit.values is None) and not habit.poor and not known[i]
+            }
         first, most = DECIDE_EVERY
-        for_all = proven and choice.clear and len(drafts) == len(habits)
-        poor = any(habit.poor for habit in habits)
-        for_nobody = not drafts and not self._pays and self._seen >= SEEN and not poor
-        self._wait = min(2 * self._wait, most) if for_all or for_nobody else first
+        clear = proven and choice.clear and len(drafts) == len(habits)
+        self._wait = min(2 * self._wait, most) if clear else first
         self._age, self._pays, self._decided = 0, bool(drafts), (len(habits), now)
         runs = drafts or any(habit.fixed for habit in habits)  # in any case, and for one row more it costs little
         share = float(self._pace.cost.heads(len(habits))) / max(now - self._tried, 1e-9)

@@ -156,17 +156,19 @@ class Engine:
             for s in plan.sequences:
                 if s.started is None:
                     s.started = begin
-            prefilled, tokens = self._stats.prefilled, self._stats.tokens
+            prefilled, tokens, failed = self._stats.prefilled, self._stats.tokens, self._stats.failed_steps
             outputs += self._step(plan)
             tokens = self._stats.tokens - tokens
             self._stats.count_step(self._stats.prefilled - prefilled + tokens)
             host = self._clock() - begin - self._in_session
             self._stats.session_seconds += self._in_session
             self._stats.host_seconds += host
-            rows, drafted = len(plan.sequences), self._speculator.drafted
-            self._pace.spent(rows, host + self._in_session - self._in_decoder)
-            if not any(plan.prefill):
-                self._pace.took(rows, drafted, self._in_session, host, tokens, self._giving)
+            rows = len(plan.sequences)
+            if self._stats.failed_steps == failed:  # else it tells nothing of what steps take
+                self._pace.spent(rows, host + self._in_session - self._in_decoder)
+                if not any(plan.prefill):
+                    drafted = self._speculator.drafted
+                    self._pace.took(rows, drafted, self._in_session, host, tokens, self._giving)
         return outputs
 
     def generate(self, prompts: Iterable[Items[int]], params: SamplingParams) -> list[Sequence]:

@@ -20,6 +20,7 @@ from runtime.tree import DEPTH_COST, Tree, Universe
 LOOKUP = 16  # tokens of a continuation at most
 NEVER = -1e30  # below every value of a slot that is there
 TINY = np.finfo(np.float32).tiny
+ROOT = -1  # instead of a cell
 ABSENT = -1e37  # log-probability of a rank that no head proposed, and value of a slot that is not there
 
 
@@ -37,9 +38,9 @@ class Forest:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was known of a forest's nodes. A root has no cell and no chance, and the value 1."""
+    """What was known of a forest's nodes. A root has no chance, and the value 1."""
 
-    cells: np.ndarray  # int64 [chosen], of the acceptance that a node's chance is from
+    cells: np.ndarray  # int64 [chosen], of the acceptance that a node's chance is from; ROOT of a root
     chance: np.ndarray  # float32 [chosen], to be right once the parent is
     value: np.ndarray  # float32 [chosen], to be accepted
 
@@ -238,14 +239,20 @@ class Candidates:
         tree = Tree(tokens, parents, self._depth.take(slot), above)
         return Forest([tree], np.array([0, len(slot)]), parent, slot, sources, False)
 
+    def cells(self, forest: Forest) -> np.ndarray:
+        """Of the nodes of a forest of this step, int64 [chosen]; ROOT of a root."""
+        cells: np.ndarray = self._cell.ravel().take(forest.sources)
+        return cells
+
     def known(self, forest: Forest) -> Known:
         """Of a forest of this step."""
         chance, value = self._chance.ravel().take(forest.sources), self._value.ravel().take(forest.places)
-        return Known(self._cell.ravel().take(forest.sources), np.exp(chance), np.exp(value))
+        return Known(self.cells(forest), np.exp(chance), np.exp(value))
 
     def _reserve(self, rows: int) -> None:
         self._token_of = np.empty((rows, self._sources), np.int64)
         self._cell_of = np.zeros((rows, self._sources), np.int64)
+        self._cell_of[:, -1] = ROOT
         self._chance_of = np.zeros((rows, self._sources), np.float32)  # log-probability to be right once the parent is
         self._chance_of[:, -1] = 1.0
         self._value_of = np.empty((rows, self._slots), np.float32)  # log-probability to be accepted

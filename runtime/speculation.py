@@ -76,6 +76,7 @@ class Speculator:
         self._common = Habit(nodes=1, fixed=False, looks=False)  # of all sequences, as if they were one
         self._steps = 0
         self._rows: list[int] = []  # of this step's plan: those that may draft
+        self._found: list[Continuation] = []  # for them
         self._trust: np.ndarray | None = None  # [rows], None where all are 1
         self._forest: Forest | None = None
         self._budgets: dict[Kind, Budget] = {}  # the last ones
@@ -104,40 +105,67 @@ class Speculator:
 
     def verified(self, paths: list[list[int] | None], plan: Plan) -> None:
         """Learns from the nodes that verification accepted of each row's tree; None where it failed."""
-        forest, rows = self._forest, self._rows
+        forest, rows = self._forest if self.drafted else None, self._rows
         walked = [path for row in rows if (path := paths[row]) is not None]
-        if len(walked) < len(rows):
-            return
-        self._decisions.count(len(rows), len(rows) if forest is None else len(forest.places))
-        habits = [plan.sequences[row].habit for row in rows]
         self._steps += 1
+        if not rows or len(walked) < len(rows):
+            return
+        sequences = [plan.sequences[row] for row in rows]
+        habits = [s.habit for s in sequences]
+        self._decisions.count(len(rows), len(rows) if forest is None else len(forest.places))
+        accepted = np.zeros(0, bool) if forest is None else _accepted(forest, walked)
+        by_lookup = None if forest is None else self._count_continued(forest, accepted)
+        if by_lookup is None:
+            self._continuations.learn(0, self._rate)
         if self._steps % LEARN_EVERY and not _most(h.young and (h.poor or not h.expected) for h in habits):
             return
-        if forest is None or not self.drafted:
+        if any(matched for matched, _ in self._found):
+            self._learn_undrafted(sequences, walked, by_lookup)
+        if forest is None:
             self._decisions.compare(len(rows), len(rows), len(rows))
-            self._continuations.learn(0, self._rate)
             return
         known = self._candidates.known(forest)
         self._decisions.compare(len(rows), float(known.value.sum()), sum(map(len, walked)))
         start = forest.start[:-1]
-        accepted = np.zeros(len(forest.places), bool)
-        accepted[[at + node for path, at in zip(walked, start.tolist(), strict=True) for node in path]] = True
-        continued = 0
-        if forest.continued:
-            by_lookup = self._acceptance.is_lookup(known.cells)
-            continued = int((by_lookup & accepted).sum())
-            self._decisions.lookup_drafted += int(by_lookup.sum())
-            self._decisions.lookup_accepted += continued
-        self._continuations.learn(continued, self._rate)
         tried: np.ndarray = accepted.take(forest.parent)
         tried[start] = False
         claimed = known.chance * tried
-        if self._trust is not None:
-            claimed /= self._trust.repeat(np.diff(forest.start))
+        if self._trust is not None:  # which is in what the heads say alone
+            trust = self._trust.repeat(np.diff(forest.start))
+            claimed /= trust if by_lookup is None else np.where(by_lookup, 1.0, trust)
         self._acceptance.observe(known.cells[tried], claimed[tried], accepted[tried])
         for habit, should, path in zip(habits, np.add.reduceat(claimed, start).tolist(), walked, strict=True):
             habit.learn(should, len(path) - 1)
             self._common.learn(should, len(path) - 1)
+
+    def _count_continued(self, forest: Forest, accepted: np.ndarray) -> np.ndarray | None:
+        """Which nodes are there by what was found without the heads, bool [chosen]; None: nothing was found."""
+        if not forest.continued:
+            return None
+        cells = self._candidates.cells(forest)
+        by_lookup = self._acceptance.is_lookup(cells)
+        right = by_lookup & accepted
+        self._decisions.lookup_drafted += int(by_lookup.sum())
+        self._decisions.lookup_accepted += int(right.sum())
+        self._continuations.learn(int((right & ~self._acceptance.is_forced(cells)).sum()), self._rate)
+        return by_lookup
+
+    def _learn_undrafted(
+        self, sequences: list[Sequence], walked: list[list[int]], by_lookup: np.ndarray | None
+    ) -> None:
+        """Whether what was found and not drafted was right: else it would never be drafted again, once it was not."""
+        forest = self._forest
+        drafted = np.zeros(len(sequences), bool)
+        if by_lookup is not None and forest is not None:
+            drafted = np.logical_or.reduceat(by_lookup, forest.start[:-1])
+        known, right = [], []
+        for s, path, (matched, tokens), was in zip(sequences, walked, self._found, drafted.tolist(), strict=True):
+            if matched and not was and s.finish_reason is None:
+                known.append(self._acceptance.lookup(matched, 1))
+                right.append(s.tokens[-len(path)] == tokens[0])
+        if known:
+            chance, cells = (np.concatenate(parts) for parts in zip(*known, strict=True))
+            self._acceptance.observe(cells, np.exp(chance), np.array(right))
 
     def _proven(self, habits: list[Habit]) -> bool:
         """Whether drafts come true, those of all sequences and of each of these, as far as that was seen."""
@@ -146,7 +174,7 @@ class Speculator:
     def _grow(self, sequences: list[Sequence], plan: Plan) -> Forest | None:
         """Trees for these sequences, None where there is nothing to draft from."""
         habits = [s.habit for s in sequences]
-        found = self._continuations.find(sequences)
+        found = self._found = self._continuations.find(sequences)
         fixed = [habit.fixed for habit in habits]
         if all(fixed):
             asked = list(range(len(habits))) if self._asking.heads else []
@@ -159,10 +187,8 @@ class Speculator:
             return None
         kind = len(plan.sequences), len(habits), len(asked), _most(h.poor for h in habits)
         good = None if all(fixed) else self._good(kind, habits)
-        if good is not None and not asked and not any(fixed):
-            first_ones = (self._acceptance.lookup_first(matched) - DEPTH_COST for matched, _ in found if matched)
-            if all(value < good.least for value in first_ones):
-                return None  # what was found would not pay
+        if good is not None and not asked and good.least == NO_NODE and not any(fixed):
+            return None  # what was found did not pay lately
         candidates, most = self._candidates, [habit.nodes for habit in habits]
         draft = self._begin(sequences, asked, found, LEAST_VALUE if good is None else good.least)
         if draft is not None:
@@ -246,6 +272,14 @@ class Speculator:
             price = choice.last_price if len(lengths) == 1 else (last + next_one) / 2
             least = math.log(max(price, LEAST_CHANCE))
         return keep, Budget(least, choice.nodes + 1, beyond, choice.rate, self._pace.seconds + OUTDATED, choice.clear)
+
+
+def _accepted(forest: Forest, walked: list[list[int]]) -> np.ndarray:
+    """bool [chosen]: the nodes, roots among them, of each row's path."""
+    accepted = np.zeros(len(forest.places), bool)
+    start = forest.start[:-1].tolist()
+    accepted[[at + node for path, at in zip(walked, start, strict=True) for node in path]] = True
+    return accepted
 
 
 def _most(are: Iterable[bool]) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from runtime.acceptance import FORCED, Acceptance
+from runtime.forest import ROOT
 from runtime.habit import PATIENCE, Habit
 
 
@@ -57,20 +58,13 @@ def test_longer_matches_promise_more_and_learn_apart() -> None:
         acceptance.observe(cells, np.exp(chance), np.zeros(1, bool))
     assert np.exp(acceptance.lookup(9, 1)[0][0]) < 0.05
     assert np.array_equal(acceptance.lookup(2, 6)[0], short)
-
-
-@pytest.mark.parametrize("matched", [2, 3, 5, 7, 8, 40, FORCED])
-def test_the_first_token_of_a_continuation_is_told_for_less(matched: int) -> None:
-    acceptance = Acceptance(2)
-    for right in (False, True, True):
-        assert acceptance.lookup_first(matched) == pytest.approx(acceptance.lookup(matched, 3)[0][0], rel=1e-6)
-        for _ in range(40):
-            chance, cells = acceptance.lookup(matched, 1)
-            acceptance.observe(cells, np.exp(chance), np.array([right]))
+    forced = acceptance.lookup(FORCED, 6)[1]
+    assert acceptance.is_forced(forced).all() and not acceptance.is_forced(acceptance.lookup(1000, 6)[1]).any()
+    assert not acceptance.is_lookup(np.array([ROOT])).any(), "also where there are no heads"
 
 
 def test_a_sequence_whose_drafts_fail_is_trusted_less() -> None:
-    habit = Habit(16, False, None)
+    habit = Habit(16, fixed=False, looks=False)
     assert habit.trust == 1
     for _ in range(50):
         habit.learn(expected=1.0, right=0.0)
@@ -81,7 +75,7 @@ def test_a_sequence_whose_drafts_fail_is_trusted_less() -> None:
 
 
 def test_heads_that_do_not_pay_are_tried_ever_more_rarely() -> None:
-    habit, tried = Habit(16, False, None), []
+    habit, tried = Habit(16, fixed=False, looks=False), []
     for step in range(2000):
         habit.decide(pays=False, steps=1, may_try=True)
         if habit.heads:

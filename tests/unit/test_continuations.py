@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runtime.continuations import ALL_THE_SAME, ASKING, MEMORY, NOTHING, UNASKED, Continuations
+from runtime.continuations import ASKING, EXPLORE_EVERY, MEMORY, NOT_FOUND, UNASKED, Continuations
 from runtime.habit import Habit
 from runtime.params import SamplingParams
 from runtime.sequence import Sequence
@@ -22,7 +22,7 @@ def asked(continuations: Continuations, s: Sequence, steps: int) -> list[int]:
     known = []
     for step in range(steps):
         before = 0 if s.habit.lookup is None else len(s.habit.lookup)
-        assert continuations.find([s]) == [NOTHING]
+        assert continuations.find([s]) == [NOT_FOUND]
         if s.habit.lookup is not None and len(s.habit.lookup) > before:
             assert len(s.habit.lookup) == len(s.prompt) + len(s.tokens), "it learns all that came meanwhile"
             known.append(step)
@@ -46,10 +46,10 @@ def test_who_knows_nothing_is_asked_every_fourth_step() -> None:
 
 
 def test_what_pays_for_nobody_is_asked_more_rarely() -> None:
-    """But by one in ALL_THE_SAME sequences, or nobody would see that it pays again."""
+    """But by one in EXPLORE_EVERY sequences, or nobody would see that it pays again."""
     late = UNASKED[1]
-    for number in range(2 * ALL_THE_SAME):
-        expected = [0, 4, 8, 12, 16, 20] if number % ALL_THE_SAME == 0 else [late]
+    for number in range(2 * EXPLORE_EVERY):
+        expected = [0, 4, 8, 12, 16, 20] if number % EXPLORE_EVERY == 0 else [late]
         assert asked(disappointed(), sequence(number), 2 * late - 6) == expected
 
 
@@ -74,6 +74,6 @@ def test_who_knows_something_is_asked_in_each_step(pays: bool) -> None:
     steps = []
     for step in range(2 * UNASKED[1]):
         s.tokens.append(8 - step % 2)
-        if continuations.find([s]) != [NOTHING]:
+        if continuations.find([s]) != [NOT_FOUND]:
             steps.append(step)
     assert steps == list(range(0 if pays else UNASKED[1], 2 * UNASKED[1]))

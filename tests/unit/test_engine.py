@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import continuations, speculation
+from runtime import speculation
 from runtime.budget import Choice
-from runtime.continuations import Continuation, Continuations
+from runtime.continuations import Continuations
 from runtime.cost import CostModel
 from runtime.engine import Engine
 from runtime.errors import ContextError, MemoryBudgetError, ParameterError, PromptError, QueueFullError
-from runtime.forest import Candidates
 from runtime.lookup import Lookup
+from runtime.pace import Pace
 from runtime.params import EngineConfig, SamplingParams
 from runtime.sampling import draw
 from runtime.scheduler import Plan
@@ -361,43 +361,84 @@ def test_lookup_that_knows_nothing_is_asked_every_fourth_step(monkeypatch: pytes
 
 
 class MisleadingSession(FakeSession):
-    """Its text is 5, 6, 7, 5, 6, 8, 5, 6, 9 and so on: what followed 5, 6 before never does again.
-
-    Each token takes a millisecond.
-    """
-
-    now = 0.0
+    """Its text is 5, 6, 7, 5, 6, 8, 5, 6, 9 and so on: what followed 5, 6 before never does again."""
 
     def run(self, batch: Batch) -> Result:
         super().run(batch)
-        self.now += len(batch.tokens) / 1e3
         following = np.array([(5, 6, 7 + len(seen) // 3 % (VOCAB - 7))[len(seen) % 3] for seen in self._seen])
         return HostResult(following, np.eye(VOCAB, dtype=np.float32)[following] * 50)
 
 
-def test_what_lookup_finds_is_left_alone_where_it_would_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No candidates are set up for it, but for a budget now and then."""
-    found, begun, find, begin = list[int](), list[int](), Continuations.find, Candidates.begin
+def no_heads(session: type[FakeSession]) -> Engine:
+    manifest = fake_manifest(medusa_heads=0, draft_top_k=0)
+    return Engine(session(manifest, rows=1), fake_tokenizer(), EngineConfig(rows=1), fake_cost(), clock=ticking())
 
-    def finding(self: Continuations, sequences: list[Sequence]) -> list[Continuation]:
-        these = find(self, sequences)
-        found.extend(sequences[0].steps for matched, _ in these if matched)
-        return these
 
-    def beginning(self: Candidates, *arguments: Any) -> None:
-        begun.append(sequence.steps)
-        begin(self, *arguments)
+def test_what_lookup_drafts_in_vain_is_counted_so() -> None:
+    engine = no_heads(MisleadingSession)
+    engine.generate([[5, 6]], SamplingParams(max_tokens=120, ignore_eos=True))
+    counted = engine.stats()["drafting"]
+    assert counted["lookup_drafted"] == engine.stats()["drafted"] > 5
+    assert counted["lookup_accepted"] == engine.stats()["accepted"] == 0
 
-    monkeypatch.setattr(continuations, "UNASKED", (0, 0))
-    monkeypatch.setattr(Continuations, "find", finding)
-    monkeypatch.setattr(Candidates, "begin", beginning)
-    session = MisleadingSession(fake_manifest(medusa_heads=0, draft_top_k=0), rows=1)
-    cost = CostModel([1], [1, 64], [[1e-3, 64e-3]], [0.0, 0.0], [0.0])
+
+def test_lookup_that_was_wrong_long_enough_is_drafted_again_once_it_is_right() -> None:
+    """A node is worth three tenths of a token here; that it would have been right is seen without one."""
+
+    class Slow(CountingSession):
+        now = 0.0
+
+        def run(self, batch: Batch) -> Result:
+            self.now += 7e-4 + 3e-4 * len(batch.tokens)
+            return super().run(batch)
+
+    session = Slow(fake_manifest(medusa_heads=0, draft_top_k=0), rows=1)
+    cost = CostModel([1], [1, 64], [[1e-3, 1e-3 + 63 * 3e-4]], [0.0, 0.0], [0.0])
     engine = Engine(session, fake_tokenizer(), EngineConfig(rows=1), cost, clock=lambda: session.now)
-    sequence = engine.add([5, 6], SamplingParams(max_tokens=120, ignore_eos=True))
-    run_to_end(engine)
-    late, looked = (sum(step > 40 for step in which) for which in (found, begun))
-    assert late > 20 and looked < late / 2
+    acceptance = engine._speculator._acceptance
+    for _ in range(200):
+        for matched in (2, 3, 5, 7, 40):
+            chance, cells = acceptance.lookup(matched, 4)
+            acceptance.observe(cells, np.exp(chance), np.zeros(4, bool))
+    assert np.exp(acceptance.lookup(40, 1)[0][0]) < 0.02
+    first, *_, last = engine.generate([[5, 6, 7] * 3] * 4, SamplingParams(max_tokens=110, ignore_eos=True))
+    assert first.accepted < 30 < last.accepted
+
+
+def test_how_far_the_heads_are_trusted_is_no_matter_of_what_lookup_finds() -> None:
+    engine = no_heads(CountingSession)
+    for _ in range(8):
+        sequence = engine.add([5, 6, 7] * 3, SamplingParams(max_tokens=110, ignore_eos=True))
+        while sequence.finish_reason is None:
+            sequence.habit.expected, sequence.habit.right = 50.0, 0.0
+            engine.step()
+        assert sequence.habit.trust < 0.5 and sequence.accepted > 30
+    assert np.exp(engine._speculator._acceptance.lookup(40, 1)[0][0]) > 0.8, "it was always right"
+
+
+def test_steps_in_which_nobody_may_draft_say_nothing_of_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt = list[int]()
+    monkeypatch.setattr(Continuations, "learn", lambda self, accepted, rate: learnt.append(accepted))
+    engine = engine_of()
+    engine.generate([[5, 6, 7] * 6] * 4, SamplingParams(max_tokens=20, ignore_eos=True, speculation="off"))
+    assert not learnt
+    engine.generate([[5, 6, 7] * 6] * 4, SamplingParams(max_tokens=20, ignore_eos=True))
+    assert 0 < len(learnt) <= 20, "once a step, but for those of prompts alone"
+
+
+def test_a_step_that_failed_says_nothing_of_what_steps_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as 30 seconds until there was no memory left."""
+    told = list[int]()
+    monkeypatch.setattr(Pace, "spent", lambda self, rows, seconds: told.append(rows))
+    monkeypatch.setattr(Pace, "took", lambda self, rows, *rest: told.append(rows))
+    session = FakeSession(rows=4)
+    engine = engine_of(session)
+    sequences = [engine.add([5 + i], SamplingParams(max_tokens=9)) for i in range(3)]
+    engine.step()
+    before = len(told)
+    monkeypatch.setattr(session, "run", lambda batch: 1 / 0)
+    engine.step()
+    assert all(s.finish_reason == "error" for s in sequences) and len(told) == before > 0
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ is answered in the same words.
 Run:  .venv/bin/python -m docs.decisions.experiments.lookup ARTIFACT [TURNS]
 """
 
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +17,8 @@ from runtime.bench.markdown import ratio, spread, table
 from runtime.bench.prompts import questions
 from runtime.cost import CostModel
 from runtime.engine import Engine
+from runtime.forest import LOOKUP
+from runtime.lookup import Lookup
 from runtime.params import EngineConfig, SamplingParams
 from runtime.prompts import Prompts
 
@@ -31,6 +34,23 @@ def speed(engine: Engine, prompts: list[list[int]]) -> float:
     return tokens / (time.perf_counter() - began)
 
 
+def costs(prompts: list[list[int]]) -> None:
+    """What it takes to ask, four tokens after the last time, and to index: medians over prompts."""
+    asking, indexing = [], []
+    for prompt in prompts:
+        half = len(prompt) // 2
+        began = time.perf_counter()
+        lookup = Lookup(prompt[:half])
+        indexed = time.perf_counter()
+        for at in range(half, len(prompt) - 3, 4):
+            lookup.extend(prompt[at : at + 4])
+            lookup.continuation(LOOKUP)
+        indexing.append((indexed - began) / half)
+        asking.append((time.perf_counter() - indexed) / len(range(half, len(prompt) - 3, 4)))
+    ask, index = statistics.median(asking) * 1e6, statistics.median(indexing) * 1e6
+    print(f"asking takes {ask:.1f} microseconds, as long as {ask / index:.0f} tokens take to be indexed\n")
+
+
 def main() -> None:
     artifact, turns = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100
     config = EngineConfig(rows=ROWS, kv_memory=1 << 30, prefix_reuse=False)
@@ -43,6 +63,7 @@ def main() -> None:
         said = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         new.append(ask.chat(said[:1]))
         again.append(ask.chat([*said, said[0]]))
+    costs(again)
     lines = [["artifact", "text", "at a time", "without lookup, tokens a second", "with", "with over without"]]
     for kind, prompts in (("new", new), ("repeated", again)):
         for at_once in (1, ROWS):
