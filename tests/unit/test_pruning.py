@@ -15,6 +15,7 @@ from runtime.acceptance import Acceptance
 from runtime.engine import Engine
 from runtime.errors import ParameterError
 from runtime.forest import ABSENT, NEVER, Candidates
+from runtime.grammar import Matcher
 from runtime.params import EngineConfig, SamplingParams, StructuredOutputs
 from runtime.pruning import prune, refused_first
 from runtime.session import Draft
@@ -167,7 +168,7 @@ def test_text_that_a_grammar_forces_is_drafted() -> None:
     params = SamplingParams(60, speculation=16, structured_outputs=outputs)
     forced = engine_of(luck=0.0).generate([[5, 6, 7, 8]], params)[0]
     assert forced.text == "a" + "the" * 12
-    with patch.object(speculation.Matcher, "forced", lambda self: []):
+    with patch.object(Matcher, "forced", lambda self: []):
         plain = engine_of(luck=0.0).generate([[5, 6, 7, 8]], params)[0]
     assert plain.tokens == forced.tokens and forced.steps < plain.steps
 
@@ -190,7 +191,7 @@ def test_a_pruned_tree_accepts_more() -> None:
     prompts = [[5, 6, 7, i] for i in range(3, 11)]
     known = {tuple(s.prompt): s.tokens for s in engine_of().generate(prompts, params)}
     steps = []
-    with patch.object(speculation.Matcher, "forced", lambda self: []):
+    with patch.object(Matcher, "forced", lambda self: []):
         for seen in (nullcontext, blindly):
             engine = engine_of(luck=0.2, kind=Knowing)
             engine.session.answers = known  # type: ignore[attr-defined]
