@@ -13,8 +13,8 @@ from runtime.sequence import Sequence
 
 UNASKED = 3, 15  # steps in which a sequence that it knew nothing for does not ask: usually; while it does not pay
 EXPLORE_EVERY = 8  # of so many sequences one asks as usual all the same
-ASKING = 10e-6  # seconds that asking takes
-INDEXED = 32  # tokens that take as long to index
+ASKING = 10e-6  # seconds that asking takes amid a step
+INDEXED = 8  # tokens that take as long to index
 MEMORY = 128  # asked, over which it is counted what that brings
 
 Continuation = tuple[int, list[int]]  # how many tokens matched, and what followed them

@@ -41,7 +41,10 @@ class Ratio:
         smallest and the k-th largest of these, for the largest k that keeps 95 %. That holds for any distribution that
         is symmetric on a logarithmic scale, as that of pairs whose runs come in turns; an outlier counts for little.
         Below 6 pairs even k = 1 is less than 95 % sure: `confidence` says what it is.
+        Raises ValueError for ratios that are not above 0.
         """
+        if not all(value > 0 for value in ratios):
+            raise ValueError(f"the ratios {list(ratios)} are not all above 0")
         logs, n = np.log(ratios), len(ratios)
         means = np.exp(np.sort(((logs[:, None] + logs) / 2)[np.triu_indices(n)]))
         outside = np.cumsum(_rank_sums(n)) * 2  # [k - 1]: the probability that the true one is not between

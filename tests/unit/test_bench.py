@@ -43,6 +43,12 @@ def test_interval_of_a_ratio(pairs: int, k: int, confidence: float) -> None:
     assert Ratio.of([1 / ratio for ratio in ratios]).high == pytest.approx(1 / ratio.low)
 
 
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan")])
+def test_a_ratio_is_above_nothing(wrong: float) -> None:
+    with pytest.raises(ValueError, match="not all above 0"):
+        Ratio.of([1.0, wrong, 1.1])
+
+
 def test_an_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     ratios = [Ratio.of(np.exp(rng.standard_t(3, 12) * 0.1 + np.log(1.1)).tolist()) for _ in range(2000)]

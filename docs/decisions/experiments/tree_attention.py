@@ -6,6 +6,7 @@ graph of LAYERS more layers less a graph of one, each layer with a cache of its 
 Run:  .venv/bin/python -m docs.decisions.experiments.tree_attention [HEADS KV_HEADS HEAD_DIM]
 """
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -93,9 +94,13 @@ def step_of(
 
 
 def seconds(run: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+    """The median of a few: what one takes is taken off what many take, and must not come to less than nothing."""
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
 
 
 def compare(shape: tuple[int, int, int], rows: int, nodes: int, length: int, library: Library) -> list[str]:
