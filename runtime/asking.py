@@ -24,7 +24,7 @@ CHANGED_AFTER = 0.004  # seconds in the session between them, where not as many 
 OVERDUE = 0.02, 0.003  # of the time in the session, below which they are tried however short the sequences are
 SEEN = 16  # sequences' drafts until that is the latter: before, little is known of what is typical
 TYPICAL = 0.07, 0.035  # weight of a draft in what is typical; of one that is looked at because it disappoints
-LIKELY = float(np.log(0.5))  # log-probability of a continuation from which on it is one, not its text's chance
+LIKELY = float(np.log(0.5))  # log-probability of what was found, from which on a text goes on as it did before
 TRIALS = 0.015  # of it that trials of the heads may take while they pay for nobody
 
 
@@ -71,11 +71,10 @@ class Asking:
         if not drafts and self._pays and choice.rate <= prices.rate:
             # Lately it was faster than plain decoding would be: chances on the average promise less than those of each
             # step, of which the best are taken. But not where it was faster as the text goes on as it did before.
-            known = [match and self._acceptance.lookup(match, 1)[0][0] > LIKELY for match in matched]
             drafts = {
                 i
-                for i, habit in enumerate(habits)
-                if (habit.heads or habit.values is None) and not habit.poor and not known[i]
+                for i, (habit, match) in enumerate(zip(habits, matched, strict=True))
+                if (habit.heads or habit.values is None) and not habit.poor and not self._goes_on(match)
             }
         first, most = DECIDE_EVERY
         clear = proven and choice.clear and len(drafts) == len(habits)
@@ -120,6 +119,10 @@ class Asking:
         left, taken = nodes.chance[~keep], keep & nodes.by_heads
         surplus = nodes.chance[taken] - (float(left[0]) if len(left) else 0.0)
         self._depths.observe(rows, ran, depth[taken], surplus, rate, self._pace.cost, self._pace.seconds)
+
+    def _goes_on(self, match: int) -> bool:
+        """Whether a text does as it did before, by how many tokens match."""
+        return match > 0 and float(self._acceptance.lookup(match, 1)[0][0]) > LIKELY
 
     def _outlook(self, habits: list[Habit], matched: Items[int]) -> Nodes:
         """What drafting can be expected to bring."""

@@ -46,7 +46,7 @@ class Continuations:
         if not habit.looks:
             return NOT_FOUND
         if habit.unasked is None:
-            habit.unasked = 0 if self._pays or s.id % EXPLORE_EVERY == 0 else UNASKED[1]
+            habit.unasked = UNASKED[1] if self._rarely(s) else 0
         if habit.unasked:
             habit.unasked -= 1
             return NOT_FOUND
@@ -58,10 +58,13 @@ class Continuations:
             habit.lookup.extend(s.tokens[len(habit.lookup) - len(s.prompt) :])
         matched, tokens = habit.lookup.continuation(min(LOOKUP, s.useful))
         if not matched:
-            habit.unasked = UNASKED[not self._pays and s.id % EXPLORE_EVERY != 0]
+            habit.unasked = UNASKED[self._rarely(s)]
             return NOT_FOUND
         if not s.params.ignore_eos and not self._eos.isdisjoint(tokens):
             tokens = tokens[: next(i for i, token in enumerate(tokens) if token in self._eos)]
         if tokens and s.matcher is not None:
             tokens = tokens[: s.matcher.valid(tokens)]
         return (matched, tokens) if tokens else NOT_FOUND
+
+    def _rarely(self, s: Sequence) -> bool:
+        return not self._pays and s.id % EXPLORE_EVERY != 0

@@ -114,13 +114,15 @@ class Speculator:
         habits = [s.habit for s in sequences]
         self._decisions.count(len(rows), len(rows) if forest is None else len(forest.places))
         accepted = np.zeros(0, bool) if forest is None else _accepted(forest, walked)
-        by_lookup = None if forest is None else self._count_continued(forest, accepted)
-        if by_lookup is None:
-            self._continuations.learn(0, self._rate)
+        by_lookup, brought = (None, 0) if forest is None else self._count_continued(forest, accepted)
+        self._continuations.learn(brought, self._rate)
         if self._steps % LEARN_EVERY and not _most(h.young and (h.poor or not h.expected) for h in habits):
             return
         if any(matched for matched, _ in self._found):
-            self._learn_undrafted(sequences, walked, by_lookup)
+            drafted = (
+                None if forest is None or by_lookup is None else np.logical_or.reduceat(by_lookup, forest.start[:-1])
+            )
+            self._learn_undrafted(sequences, walked, drafted)
         if forest is None:
             self._decisions.compare(len(rows), len(rows), len(rows))
             return
@@ -138,29 +140,28 @@ class Speculator:
             habit.learn(should, len(path) - 1)
             self._common.learn(should, len(path) - 1)
 
-    def _count_continued(self, forest: Forest, accepted: np.ndarray) -> np.ndarray | None:
-        """Which nodes are there by what was found without the heads, bool [chosen]; None: nothing was found."""
+    def _count_continued(self, forest: Forest, accepted: np.ndarray) -> tuple[np.ndarray | None, int]:
+        """Which nodes are there by what was found without the heads, bool [chosen], None if nothing was found.
+
+        And how many that lookup found were accepted.
+        """
         if not forest.continued:
-            return None
+            return None, 0
         cells = self._candidates.cells(forest)
         by_lookup = self._acceptance.is_lookup(cells)
         right = by_lookup & accepted
         self._decisions.lookup_drafted += int(by_lookup.sum())
         self._decisions.lookup_accepted += int(right.sum())
-        self._continuations.learn(int((right & ~self._acceptance.is_forced(cells)).sum()), self._rate)
-        return by_lookup
+        return by_lookup, int((right & ~self._acceptance.is_forced(cells)).sum())
 
-    def _learn_undrafted(
-        self, sequences: list[Sequence], walked: list[list[int]], by_lookup: np.ndarray | None
-    ) -> None:
-        """Whether what was found and not drafted was right: else it would never be drafted again, once it was not."""
-        forest = self._forest
-        drafted = np.zeros(len(sequences), bool)
-        if by_lookup is not None and forest is not None:
-            drafted = np.logical_or.reduceat(by_lookup, forest.start[:-1])
+    def _learn_undrafted(self, sequences: list[Sequence], walked: list[list[int]], drafted: np.ndarray | None) -> None:
+        """Whether what was found and not drafted was right: else it would never be drafted again, once it was not.
+
+        `drafted` bool [rows]; None: nowhere.
+        """
         known, right = [], []
-        for s, path, (matched, tokens), was in zip(sequences, walked, self._found, drafted.tolist(), strict=True):
-            if matched and not was and s.finish_reason is None:
+        for i, (s, path, (matched, tokens)) in enumerate(zip(sequences, walked, self._found, strict=True)):
+            if matched and s.finish_reason is None and (drafted is None or not drafted[i]):
                 known.append(self._acceptance.lookup(matched, 1))
                 right.append(s.tokens[-len(path)] == tokens[0])
         if known:

@@ -58,6 +58,18 @@ def test_where_time_is_cheap_asking_pays_all_the_same() -> None:
     assert asked(disappointed(rate=RATE / 1000), sequence(3), 6) == [0, 4]
 
 
+@pytest.mark.parametrize(("tokens", "late"), [(8, False), (800, True)])
+def test_to_index_a_prompt_is_not_free(tokens: int, late: bool) -> None:
+    """One node for each of the sequences: for short prompts that is worth it, for long ones it is not."""
+    continuations = Continuations([1])
+    for number in range(MEMORY):
+        s = sequence(EXPLORE_EVERY * number)
+        s.prompt = list(range(10, 10 + tokens))
+        continuations.find([s])
+        continuations.learn(1, RATE)
+    assert asked(continuations, sequence(3), 6) == ([] if late else [0, 4])
+
+
 def test_what_it_brings_makes_it_pay_again() -> None:
     continuations, s = disappointed(), sequence(0)
     for _ in range(MEMORY):
