@@ -7,6 +7,7 @@ generator, so it depends on (seed, choice, position) alone: not on the order of 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +23,23 @@ EPSILON, DELTA = 0.09, 0.3  # of typical acceptance, as published for Medusa
 LEAST_LOGPROB = -9999.0  # instead of minus infinity, which JSON does not have
 SLACK = 1e-9  # share by which float64 sums of a row may differ, and much more
 ONE = np.float64(1).view(np.int64)  # the bits of 1.0, the largest weight
+NUMBERS, SEQUENCES = 32, 1024  # random numbers made at once, and of how many sequences they are kept
+COLDEST = 1e-250  # temperature, below which nothing but the largest logits has a weight
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
     """The number in [0, 1) for output `position` of `choice`: Philox 4x64 (Salmon et al. 2011), 53 bits of it."""
+    return _uniform(seed, choice, position // NUMBERS)[position % NUMBERS]
+
+
+@lru_cache(SEQUENCES)
+def _uniform(seed: int, choice: int, block: int) -> list[float]:
+    """The numbers of NUMBERS positions: the first of the four that each position's counter gives."""
     key = np.array((seed, choice), np.uint64)
-    counter = np.array((position, 0, 0, 0), np.uint64)
-    return (int(np.random.Philox(key=key, counter=counter).random_raw()) >> 11) * 2.0**-53
+    counter = np.array((block * NUMBERS, 0, 0, 0), np.uint64)
+    raw = np.random.Philox(key=key, counter=counter).random_raw(4 * NUMBERS)[::4]
+    numbers: list[float] = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
+    return numbers
 
 
 def distribution(logits: NDArray[np.floating], params: SamplingParams) -> tuple[Ids, Probabilities]:
@@ -37,24 +48,28 @@ def distribution(logits: NDArray[np.floating], params: SamplingParams) -> tuple[
     logits [vocab]. `top_k`, `top_p`, `min_p` cut in this order, each what the one before left; where equally probable
     tokens stand at a cut, those of lower id stay. Raises StepError for logits without a finite maximum.
     """
-    best = int(np.argmax(logits))  # the lowest id on ties; numpy counts NaN as the largest
+    ids, weights = _left(logits, params)
+    return np.arange(weights.size) if ids is None else ids, weights / weights.sum()
+
+
+def _left(logits: NDArray[np.floating], params: SamplingParams) -> tuple[Ids | None, Probabilities]:
+    """As `distribution`, with weights of any sum; ids are None where nothing was cut."""
+    best = int(logits.argmax())  # the lowest id on ties; numpy counts NaN as the largest
     peak = float(logits[best])
-    if not np.isfinite(peak):
+    if not math.isfinite(peak):
         raise StepError(f"the model's logits have the maximum {peak} at token {best}: it has to be finite")
     if params.temperature == 0:
         return np.array([best]), np.ones(1)
-    weights = _weights(logits, peak, params.temperature)
-    ids = np.arange(weights.size)
+    ids, weights = None, _weights(logits, peak, params.temperature)
     if 0 < params.top_k < weights.size:
         ids = _largest(weights, _kth(weights, params.top_k), params.top_k)
         weights = weights[ids]
     if params.top_p < 1:
         kept = _nucleus(weights, params.top_p)
-        ids, weights = ids[kept], weights[kept]
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
     if params.min_p > 0:
         kept = np.flatnonzero(weights >= params.min_p)
-        ids, weights = ids[kept], weights[kept]
-    weights /= weights.sum()
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
     return ids, weights
 
 
@@ -76,10 +91,16 @@ def best_distribution(best: Best, params: SamplingParams) -> tuple[Ids, Probabil
 
     They can where every token that is left lies strictly above the last of them. Raises StepError as `distribution`.
     """
+    ids, weights = _left_of_best(best, params)
+    return None if weights is None else (np.arange(best.vocab) if ids is None else ids, weights / weights.sum())
+
+
+def _left_of_best(best: Best, params: SamplingParams) -> tuple[Ids | None, Probabilities | None]:
+    """As `_left` of the whole row; no weights where the best logits cannot tell."""
     order = np.argsort(best.ids)
     ids, logits = best.ids[order], best.logits[order]
     if ids.size == best.vocab:
-        return distribution(logits, params)
+        return _left(logits, params)
     peak = float(best.logits[0])
     if not np.isfinite(peak):
         raise StepError(f"the model's logits have the maximum {peak} at token {best.ids[0]}: it has to be finite")
@@ -88,7 +109,7 @@ def best_distribution(best: Best, params: SamplingParams) -> tuple[Ids, Probabil
     told = False  # whether what is left is known to be all
     if 0 < params.top_k < best.vocab:
         if params.top_k > ids.size or (floor := _kth(weights, params.top_k)) <= least:
-            return None
+            return None, None
         kept, told = _largest(weights, floor, params.top_k), True
         ids, weights = ids[kept], weights[kept]
     if params.top_p < 1:
@@ -96,31 +117,32 @@ def best_distribution(best: Best, params: SamplingParams) -> tuple[Ids, Probabil
             _nucleus(weights, params.top_p) if told else _nucleus_of_best(weights, params.top_p * best.mass, least)
         )
         if nucleus is None:
-            return None
+            return None, None
         ids, weights, told = ids[nucleus], weights[nucleus], True
     if params.min_p > 0:
         if not told and least >= params.min_p:
-            return None
+            return None, None
         kept, told = np.flatnonzero(weights >= params.min_p), True
         ids, weights = ids[kept], weights[kept]
-    return (ids, weights / weights.sum()) if told else None
+    return (ids, weights) if told else (None, None)
 
 
 def draw_best(best: Best, params: SamplingParams, seed: int, choice: int, position: int) -> int | None:
     """As `draw` with the whole row; None where that is needed."""
-    left = best_distribution(best, params)
-    return None if left is None else _drawn(*left, seed, choice, position)
+    ids, weights = _left_of_best(best, params)
+    return None if weights is None else _drawn(ids, weights, seed, choice, position)
 
 
 def draw(logits: NDArray[np.floating], params: SamplingParams, seed: int, choice: int, position: int) -> int:
     """The token at output `position` of `choice`: inverse CDF in vocabulary order; the argmax at temperature 0."""
-    return _drawn(*distribution(logits, params), seed, choice, position)
+    return _drawn(*_left(logits, params), seed, choice, position)
 
 
-def _drawn(ids: Ids, probabilities: Probabilities, seed: int, choice: int, position: int) -> int:
-    if ids.size == 1:
-        return int(ids[0])
-    return int(ids[_invert(probabilities, uniform(seed, choice, position))])
+def _drawn(ids: Ids | None, weights: Probabilities, seed: int, choice: int, position: int) -> int:
+    if weights.size == 1:
+        return 0 if ids is None else int(ids[0])
+    place = _invert(weights, uniform(seed, choice, position))
+    return place if ids is None else int(ids[place])
 
 
 def typical(logits: NDArray[np.floating], params: SamplingParams, drafted: Sequence[int]) -> int | None:
@@ -162,24 +184,23 @@ def _weights(logits: NDArray[np.floating], peak: float, temperature: float) -> P
     """[vocab], the best is 1."""
     weights = logits.astype(np.float64)
     weights -= peak
-    with np.errstate(over="ignore"):  # a tiny temperature sends far logits to -inf, which is right
-        weights /= temperature
-    np.exp(weights, out=weights)
-    return weights
+    weights /= max(temperature, COLDEST)  # which keeps quotients finite
+    return np.exp(weights, out=weights)
 
 
-def _invert(probabilities: Probabilities, number: float) -> int:
-    """The first index whose cumulative probability exceeds `number`: first its block, then its place in the block."""
-    starts = np.arange(0, probabilities.size, BLOCK)
-    mass = np.cumsum(np.add.reduceat(probabilities, starts))
+def _invert(weights: Probabilities, number: float) -> int:
+    """The first index up to which more than `number` of the whole lies: its block, then its place in the block."""
+    starts = np.arange(0, weights.size, BLOCK)
+    mass = np.add.reduceat(weights, starts).cumsum()
     goal = number * mass[-1]  # below mass[-1], as number is below 1
-    block = int(np.searchsorted(mass, goal, side="right"))  # "right" passes over what has probability 0
-    inside = probabilities[starts[block] : starts[block] + BLOCK]
+    block = int(mass.searchsorted(goal, side="right"))  # "right" passes over what has weight 0
+    first = block * BLOCK
+    inside = weights[first : first + BLOCK]
     before = mass[block - 1] if block else 0.0
-    place = int(np.searchsorted(np.cumsum(inside), goal - before, side="right"))
+    place = int(inside.cumsum().searchsorted(goal - before, side="right"))
     if place == inside.size:  # the two sums of a block round differently
         place = int(np.flatnonzero(inside)[-1])
-    return block * BLOCK + place
+    return first + place
 
 
 def _largest(weights: Probabilities, floor: float, count: int) -> Ids:

@@ -89,6 +89,9 @@ def test_uniform_numbers_stay_what_they_are() -> None:
     """A seeded answer stays the same text in later versions: numpy's Philox, counter and key as here."""
     generator = np.random.Generator(np.random.Philox(key=np.array([42, 1], np.uint64), counter=[9, 0, 0, 0]))
     assert uniform(42, 1, 9) == generator.random() == 0.30158206298520673
+    for position in (0, 31, 32, 33, 2**20 + 31):  # several are made at once
+        philox = np.random.Philox(key=np.array([42, 1], np.uint64), counter=[position, 0, 0, 0])
+        assert uniform(42, 1, position) == np.random.Generator(philox).random()
 
 
 def test_uniform_numbers_are_uniform() -> None:
