@@ -126,19 +126,18 @@ class Asking:
 
     def _outlook(self, habits: list[Habit], matched: Items[int]) -> Nodes:
         """What drafting can be expected to bring."""
-        rows, chances, by_heads = [], [], []
-        for i, (habit, match) in enumerate(zip(habits, matched, strict=True)):
-            most = habit.nodes - 1
-            own = (self._typical if habit.values is None else habit.values)[:most]
-            parts = [(own, True)]
+        own = np.array([self._typical if habit.values is None else habit.values for habit in habits])
+        rows, chances, most = [], [], [habit.nodes - 1 for habit in habits]
+        for i, match in enumerate(matched):
             if match:
-                continuation = np.exp(np.cumsum(self._acceptance.lookup(match, min(LOOKUP, most))[0]))
+                continuation = np.exp(np.cumsum(self._acceptance.lookup(match, min(LOOKUP, most[i]))[0]))
                 # Where it goes on as it did before, right heads say the same: what counts is where it does not.
-                parts = [(own * (1.0 - continuation[0]), True), (continuation, False)]
-            for chance, takes_heads in parts:
-                rows.append(np.full(len(chance), i))
-                chances.append(chance)
-                by_heads.append(np.full(len(chance), takes_heads))
-        chance = np.concatenate(chances)
+                own[i] *= 1.0 - continuation[0]
+                rows.append(np.full(len(continuation), i))
+                chances.append(continuation)
+        allowed = np.arange(REMEMBERED) < np.array(most)[:, None]
+        row = allowed.nonzero()[0]
+        by_heads = np.arange(len(row) + sum(map(len, rows))) < len(row)
+        row, chance = np.concatenate([row, *rows]), np.concatenate([own[allowed], *chances])
         order = np.argsort(-chance, kind="stable")
-        return Nodes(np.concatenate(rows)[order], chance[order], np.concatenate(by_heads)[order])
+        return Nodes(row[order], chance[order], by_heads[order])
