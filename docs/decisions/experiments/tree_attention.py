@@ -1,7 +1,8 @@
 """Attention of a layer, the native operator against a Scan over the rows with GroupQueryAttention.
 
 Both run the graph that export/attention.py writes, with the library registered and without it. A layer's time is a
-graph of LAYERS more layers less a graph of one, each layer with a cache of its own; native and stock take turns.
+graph of LAYERS more layers less a graph of one, each layer with a cache of its own; native and stock take turns. The
+operator's speed is told as a share of a large fp32 product's in the same run: what the processor can do at most.
 
 Run:  .venv/bin/python -m docs.decisions.experiments.tree_attention [HEADS KV_HEADS HEAD_DIM]
 """
@@ -24,6 +25,7 @@ from runtime.native.library import Library, find
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 SHAPES = ((32, 4, 64), (32, 32, 128))  # TinyLlama-1.1B's heads, key-value heads and elements; 7B's
 LAYERS, CAPACITY, SECONDS, FEWEST = 3, 2112, 1.0, 7
+PRODUCT = 1536  # rows, columns and depth of the large product
 TREE = [-1, 0, 1, 0, 3, 0, 0, 2]  # of 8 nodes
 STEPS = ((8, 8, 275), (8, 8, 1500), (1, 1, 275), (1, 16, 275), (8, 1, 275), (1, 1, 1500), (1, 512, 0), (1, 512, 1500))
 
@@ -103,6 +105,25 @@ def seconds(run: Callable[[], None]) -> float:
     return statistics.median(taken)
 
 
+def fp32_peak() -> float:
+    """Operations a second of a large product, over the threads that a session has."""
+    sides = [helper.make_tensor_value_info(name, FLOAT, [PRODUCT, PRODUCT]) for name in ("a", "b", "c")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", sides[:2], sides[2:])
+    model = helper.make_model(graph, ir_version=IR_VERSIONS[OPSET], opset_imports=[helper.make_opsetid("", OPSET)])
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    square = np.random.default_rng(0).standard_normal((PRODUCT, PRODUCT), np.float32)
+    feeds = {"a": square, "b": square}
+    session.run(None, feeds)
+    return 2.0 * PRODUCT**3 / seconds(lambda: session.run(None, feeds))
+
+
+def operations(shape: tuple[int, int, int], step: dict[str, np.ndarray]) -> float:
+    """Of a layer's scores and sums, for what is seen alone."""
+    heads, _, dim = shape
+    seen = int((step["length"] * step["count"]).sum()) + int(step["ancestors"].sum())
+    return 4.0 * heads * dim * seen
+
+
 def compare(shape: tuple[int, int, int], rows: int, nodes: int, length: int, library: Library) -> list[str]:
     rng = np.random.default_rng(0)
     step = step_of(rng, shape, rows, nodes, length)
@@ -124,7 +145,8 @@ def compare(shape: tuple[int, int, int], rows: int, nodes: int, length: int, lib
             taken.append((all_of_them - one) / LAYERS * 1e3)
     pairs = Ratio.of([s / n for s, n in zip(times["stock"], times["native"], strict=True)])
     name = f"{shape[0]} / {shape[1]} heads of {shape[2]}, {rows} x {nodes} over {length}"
-    return [name, *(spread(Spread.of(times[name]), 3) for name in ("native", "stock")), ratio(pairs)]
+    share = operations(shape, step) / (statistics.median(times["native"]) / 1e3) / fp32_peak()
+    return [name, *(spread(Spread.of(times[form]), 3) for form in times), ratio(pairs), f"{share:.0%}"]
 
 
 def main() -> None:
@@ -136,7 +158,9 @@ def main() -> None:
         heads, kv_heads, dim = map(int, sys.argv[1:4])
         shapes = [(heads, kv_heads, dim)]
     print(f"onnxruntime {ort.__version__}, {library}; ms a layer, median [quartiles]", flush=True)
-    rows = [["rows x nodes over cached tokens", "native", "Scan + GroupQueryAttention", "ratio"]]
+    rows = [
+        ["rows x nodes over cached tokens", "native", "Scan + GroupQueryAttention", "ratio", "of a product's speed"]
+    ]
     for shape in shapes:
         rows += [compare(shape, *step, library) for step in STEPS]
     print("\n".join(table(rows)))
