@@ -86,17 +86,11 @@ class Best:
     vocab: int
 
 
-def best_distribution(best: Best, params: SamplingParams) -> tuple[Ids, Probabilities] | None:
-    """What `distribution` makes of the whole row, to the bit; None where the best logits cannot tell.
+def left_of_best(best: Best, params: SamplingParams) -> tuple[Ids | None, Probabilities] | None:
+    """What `_left` makes of the whole row, to the bit; None where the best logits cannot tell.
 
     They can where every token that is left lies strictly above the last of them. Raises StepError as `distribution`.
     """
-    ids, weights = _left_of_best(best, params)
-    return None if weights is None else (np.arange(best.vocab) if ids is None else ids, weights / weights.sum())
-
-
-def _left_of_best(best: Best, params: SamplingParams) -> tuple[Ids | None, Probabilities | None]:
-    """As `_left` of the whole row; no weights where the best logits cannot tell."""
     order = np.argsort(best.ids)
     ids, logits = best.ids[order], best.logits[order]
     if ids.size == best.vocab:
@@ -109,7 +103,7 @@ def _left_of_best(best: Best, params: SamplingParams) -> tuple[Ids | None, Proba
     told = False  # whether what is left is known to be all
     if 0 < params.top_k < best.vocab:
         if params.top_k > ids.size or (floor := _kth(weights, params.top_k)) <= least:
-            return None, None
+            return None
         kept, told = _largest(weights, floor, params.top_k), True
         ids, weights = ids[kept], weights[kept]
     if params.top_p < 1:
@@ -117,20 +111,20 @@ def _left_of_best(best: Best, params: SamplingParams) -> tuple[Ids | None, Proba
             _nucleus(weights, params.top_p) if told else _nucleus_of_best(weights, params.top_p * best.mass, least)
         )
         if nucleus is None:
-            return None, None
+            return None
         ids, weights, told = ids[nucleus], weights[nucleus], True
     if params.min_p > 0:
         if not told and least >= params.min_p:
-            return None, None
+            return None
         kept, told = np.flatnonzero(weights >= params.min_p), True
         ids, weights = ids[kept], weights[kept]
-    return (ids, weights) if told else (None, None)
+    return (ids, weights) if told else None
 
 
 def draw_best(best: Best, params: SamplingParams, seed: int, choice: int, position: int) -> int | None:
     """As `draw` with the whole row; None where that is needed."""
-    ids, weights = _left_of_best(best, params)
-    return None if weights is None else _drawn(ids, weights, seed, choice, position)
+    left = left_of_best(best, params)
+    return None if left is None else _drawn(*left, seed, choice, position)
 
 
 def draw(logits: NDArray[np.floating], params: SamplingParams, seed: int, choice: int, position: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.errors import StepError
 from runtime.params import SamplingParams
-from runtime.sampling import Best, best_distribution, distribution, draw, draw_best
+from runtime.sampling import Best, distribution, draw, draw_best, left_of_best
 
 BEST = 256
 
@@ -44,13 +44,15 @@ def test_what_is_told_is_the_whole_rows_distribution_to_the_bit() -> None:
     told = 0
     for logits, params, rng in cases(600):
         best = best_of(logits, params.temperature, rng)
-        found = best_distribution(best, params)
+        found = left_of_best(best, params)
         if found is None:
             assert draw_best(best, params, 1, 0, 0) is None
             continue
         told += 1
         ids, probabilities = distribution(logits, params)
-        assert np.array_equal(found[0], ids) and np.array_equal(found[1], probabilities)
+        left, weights = found
+        assert np.array_equal(np.arange(len(logits)) if left is None else left, ids)
+        assert np.array_equal(weights / weights.sum(), probabilities)
         for position in range(3):
             assert draw_best(best, params, 7, 0, position) == draw(logits, params, 7, 0, position)
     assert told > 300, "most rows have to be told, or whole ones cross the bus after all"
@@ -74,16 +76,16 @@ def test_when_the_best_tell(settings: dict[str, float], told: bool) -> None:
     logits = -np.arange(2000, dtype=np.float32) / 20
     params = SamplingParams(temperature=1.0, **settings)  # type: ignore[arg-type]
     best = best_of(logits, 1.0, np.random.default_rng(0))
-    assert (best_distribution(best, params) is not None) == told
+    assert (left_of_best(best, params) is not None) == told
 
 
 def test_a_nucleus_that_ends_with_the_last_of_the_best_is_not_told() -> None:
     """Equal logits: half of them reach 0.5, which ends among ties that the best do not all hold."""
     logits = np.zeros(1000, np.float32)
     best = best_of(logits, 1.0, np.random.default_rng(0))
-    assert best_distribution(best, SamplingParams(temperature=1.0, top_p=0.2003)) is None
-    assert best_distribution(best, SamplingParams(temperature=1.0, top_k=5)) is None
-    assert best_distribution(best, SamplingParams(temperature=1.0, min_p=0.5)) is None
+    assert left_of_best(best, SamplingParams(temperature=1.0, top_p=0.2003)) is None
+    assert left_of_best(best, SamplingParams(temperature=1.0, top_k=5)) is None
+    assert left_of_best(best, SamplingParams(temperature=1.0, min_p=0.5)) is None
 
 
 def test_a_nucleus_at_the_edge_of_what_sums_tell_is_not_told() -> None:
@@ -91,14 +93,14 @@ def test_a_nucleus_at_the_edge_of_what_sums_tell_is_not_told() -> None:
     logits = np.full(1000, -1e4, np.float32)
     logits[[3, 5]] = 0
     best = best_of(logits, 1.0, np.random.default_rng(0))
-    assert best_distribution(best, SamplingParams(temperature=1.0, top_p=0.5)) is None
+    assert left_of_best(best, SamplingParams(temperature=1.0, top_p=0.5)) is None
     ids, _ = distribution(logits, SamplingParams(temperature=1.0, top_p=0.6))
-    found = best_distribution(best, SamplingParams(temperature=1.0, top_p=0.6))
-    assert found is not None and found[0].tolist() == ids.tolist() == [3, 5]
+    found = left_of_best(best, SamplingParams(temperature=1.0, top_p=0.6))
+    assert found is not None and found[0] is not None and found[0].tolist() == ids.tolist() == [3, 5]
 
 
 def test_logits_that_are_no_distribution() -> None:
     for bad in (np.nan, np.inf, -np.inf):
         best = Best(np.arange(256), np.full(256, bad, np.float32), 1.0, 1000)
         with pytest.raises(StepError, match="it has to be finite"):
-            best_distribution(best, SamplingParams(temperature=1.0, top_k=5))
+            left_of_best(best, SamplingParams(temperature=1.0, top_k=5))
